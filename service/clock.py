@@ -1,0 +1,92 @@
+"""Time, the only way to read it. Venue time is UTC in milliseconds since the Unix epoch.
+
+A simulated market runs `speed` times as fast as the wall: its clock is shared by the simulated
+exchange and the daemon, since both scale the same monotonic clock of this machine.
+"""
+
+import asyncio
+import time
+
+
+class WallClock:
+    """Real time, shifted by what the venue's clock is ahead of ours."""
+
+    speed = 1.0
+
+    def __init__(self) -> None:
+        self.offset_ms = 0
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000 + self.offset_ms
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    async def sleep_s(self, seconds: float) -> None:
+        await asyncio.sleep(max(seconds, 0.0))
+
+    async def sleep_until(self, at_ms: int) -> None:
+        await asyncio.sleep(max(at_ms - self.now_ms(), 0) / 1000)
+
+
+class ScaledClock:
+    """Market time of an accelerated simulation.
+
+    Args: origin_ms: market time at `origin_monotonic_s` on this machine's monotonic clock;
+    speed: market milliseconds per wall millisecond, > 0.
+    `sleep_s` and `sleep_until` take market time; `monotonic_s` stays wall time, for measuring work.
+    """
+
+    def __init__(self, origin_ms: int, origin_monotonic_s: float, speed: float) -> None:
+        self.origin_ms = origin_ms
+        self.origin_monotonic_s = origin_monotonic_s
+        self.speed = speed
+
+    def now_ms(self) -> int:
+        return self.origin_ms + int((time.monotonic() - self.origin_monotonic_s) * 1000 * self.speed)
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    async def sleep_s(self, seconds: float) -> None:
+        await asyncio.sleep(max(seconds, 0.0) / self.speed)
+
+    async def sleep_until(self, at_ms: int) -> None:
+        while (left_ms := at_ms - self.now_ms()) > 0:
+            await asyncio.sleep(left_ms / 1000 / self.speed)
+
+
+class ManualClock:
+    """Time that moves only when told, for tests and virtual time."""
+
+    speed = 1.0
+
+    def __init__(self, now_ms: int = 0) -> None:
+        self._now_ms = now_ms
+        self._sleepers: list[tuple[int, asyncio.Future[None]]] = []
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    def monotonic_s(self) -> float:
+        return self._now_ms / 1000
+
+    async def sleep_s(self, seconds: float) -> None:
+        await self.sleep_until(self._now_ms + round(seconds * 1000))
+
+    async def sleep_until(self, at_ms: int) -> None:
+        if at_ms <= self._now_ms:
+            await asyncio.sleep(0)
+            return
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((at_ms, sleeper))
+        await sleeper
+
+    def advance_to(self, at_ms: int) -> None:
+        """Move time forward and wake, in order, whoever slept until then or before."""
+        self._now_ms = max(at_ms, self._now_ms)
+        due = sorted((s for s in self._sleepers if s[0] <= self._now_ms), key=lambda s: s[0])
+        self._sleepers = [s for s in self._sleepers if s[0] > self._now_ms]
+        for _, sleeper in due:
+            if not sleeper.done():
+                sleeper.set_result(None)

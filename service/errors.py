@@ -1,0 +1,124 @@
+"""Every error perpd raises across a part's boundary, named for what the caller should do.
+
+PerpdError
+  SettingsInvalid         exit 78: the message names file, key, what was found, what is allowed
+  DataDirectoryUnusable   exit 73: not writable, full, or held by another daemon
+  PortInUse               exit 69: another process listens there
+  VenueError
+    VenueUnavailable      nothing was sent, or only a read: retry with back-off and jitter
+      VenueThrottled      429, 418, -1003, -1015: nothing more before `retry_at_ms`
+    VenueRestricted       HTTP 451 or 403: this place may not trade there; exit 77
+    VenueCredentials      -2014, -2015, -1022: key, permission or signature; exit 77
+    VenueClockSkew        -1021, -5028: measure the offset again, sign again, once
+    VenueMalformed        an answer that cannot be decoded; a read is retried, an order is unknown
+    RequestRejected       the venue said no to a request that is not an order: record, do not retry
+      OrderRejected       the venue said no to an order: record the reason, do not retry
+    OrderOutcomeUnknown   sent, no usable answer: reconcile by client order id before anything else
+  StrategyInvalid         exit 78: a user's strategy cannot be loaded or breaks its contract
+  WorkerLost              a worker died or was killed at its time limit
+  ArchiveNotDrained       exit 74: records were left in memory at the end
+"""
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 64
+EXIT_UNAVAILABLE = 69
+EXIT_DATA_DIRECTORY = 73
+EXIT_IO = 74
+EXIT_NOT_PERMITTED = 77
+EXIT_SETTINGS = 78
+
+
+class PerpdError(Exception):
+    """perpd cannot go on with what it was doing."""
+
+    exit_code = EXIT_FAILURE
+
+
+class SettingsInvalid(PerpdError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+    exit_code = EXIT_SETTINGS
+
+
+class StrategyInvalid(PerpdError):
+    """A strategy cannot be loaded or breaks its contract."""
+
+    exit_code = EXIT_SETTINGS
+
+
+class DataDirectoryUnusable(PerpdError):
+    """The data directory cannot be written, is full, or belongs to another daemon."""
+
+    exit_code = EXIT_DATA_DIRECTORY
+
+
+class PortInUse(PerpdError):
+    """Another process listens on the port."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+class ArchiveNotDrained(PerpdError):
+    """Records accepted by the archive could not be written before the drain limit."""
+
+    exit_code = EXIT_IO
+
+
+class WorkerLost(PerpdError):
+    """A worker process died, or was killed at its time limit, with a batch in hand."""
+
+
+class VenueError(PerpdError):
+    """The exchange could not do what was asked."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+    def __init__(self, message: str, *, code: int = 0, status: int = 0) -> None:
+        super().__init__(message)
+        self.code = code  # the venue's own error code, 0 where it gave none
+        self.status = status  # the HTTP status, 0 where there was no answer
+
+
+class VenueUnavailable(VenueError):
+    """Nothing was sent, or only a read: retry with back-off."""
+
+
+class VenueThrottled(VenueUnavailable):
+    """The venue asks for silence until `retry_at_ms` (venue time, UTC)."""
+
+    def __init__(self, message: str, *, retry_at_ms: int, code: int = 0, status: int = 0) -> None:
+        super().__init__(message, code=code, status=status)
+        self.retry_at_ms = retry_at_ms
+
+
+class VenueRestricted(VenueError):
+    """The venue does not serve this location (451) or blocks it (403)."""
+
+    exit_code = EXIT_NOT_PERMITTED
+
+
+class VenueCredentials(VenueError):
+    """The key, its permissions, its address list or the signature is wrong."""
+
+    exit_code = EXIT_NOT_PERMITTED
+
+
+class VenueClockSkew(VenueError):
+    """The timestamp is outside the receive window."""
+
+
+class VenueMalformed(VenueError):
+    """The venue's answer cannot be decoded."""
+
+
+class RequestRejected(VenueError):
+    """The venue refused the request."""
+
+
+class OrderRejected(RequestRejected):
+    """The venue refused the order; nothing rests there."""
+
+
+class OrderOutcomeUnknown(VenueError):
+    """The order was sent and no usable answer came: ask by client order id, never resend."""

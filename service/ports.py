@@ -1,0 +1,167 @@
+"""The seams between parts. `daemon.py` hands each part what it needs; nothing else reads the clock,
+the environment or the network."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from decimal import Decimal
+from typing import Protocol
+
+from service.records import (
+    Account,
+    Adjustment,
+    Bracket,
+    CandleUpdate,
+    Decision,
+    Fill,
+    Instrument,
+    MarkPrice,
+    Order,
+    OrderRequest,
+    Position,
+    Record,
+    ShadowPosition,
+    Signal,
+    Ticker,
+)
+
+CandleRow = tuple[int, float, float, float, float, float]
+"""open_ms, open, high, low, close, volume (base)."""
+
+UserEvent = Order | Fill | Adjustment
+"""What the venue's private stream says: order changes, executions, wallet changes."""
+
+
+class Clock(Protocol):
+    """Venue time and waiting. See `clock.py`."""
+
+    @property
+    def speed(self) -> float: ...
+    def now_ms(self) -> int: ...
+    def monotonic_s(self) -> float: ...
+    async def sleep_s(self, seconds: float) -> None: ...
+    async def sleep_until(self, at_ms: int) -> None: ...
+
+
+class MarketData(Protocol):
+    """Public data of one venue. Reads raise VenueUnavailable (retry), VenueRestricted, VenueMalformed.
+
+    Reads wait for room in the venue's weight budget instead of failing.
+    """
+
+    async def server_time_ms(self) -> int: ...
+    async def instruments(self) -> list[Instrument]: ...
+    async def tickers(self) -> list[Ticker]: ...
+    async def mark_prices(self) -> list[MarkPrice]: ...
+    async def candles(
+        self, symbol: str, timeframe: str, *, limit: int, start_ms: int | None = None
+    ) -> list[CandleRow]:
+        """Closed candles only, oldest first, each on the timeframe's grid, no duplicates."""
+        ...
+
+    def candle_stream(
+        self,
+        symbols: Sequence[str],
+        timeframe: str,
+        on_candle: Callable[[CandleUpdate], None],
+        on_gap: Callable[[Sequence[str]], None],
+    ) -> AbstractAsyncContextManager[None]:
+        """Deliver updates to `on_candle` while the block runs, reconnecting and renewing by itself.
+
+        `on_gap(symbols)` is called when updates may have been missed (after a reconnect): repair by REST.
+        """
+        ...
+
+
+class Exchange(MarketData, Protocol):
+    """One account at one venue."""
+
+    async def account(self) -> Account: ...
+    async def brackets(self) -> dict[str, tuple[Bracket, ...]]: ...
+    async def prepare(self, symbols: Sequence[str], margin_type: str) -> None:
+        """One-way mode and single-asset margin checked; raises RequestRejected when the account differs."""
+        ...
+
+    async def set_leverage(self, symbol: str, leverage: int, margin_type: str) -> None: ...
+    async def place(self, request: OrderRequest) -> Order:
+        """Send one order.
+
+        Raises OrderRejected (nothing rests), OrderOutcomeUnknown (sent, no usable answer), or
+        VenueUnavailable (nothing was sent). Never resends by itself.
+        """
+        ...
+
+    async def cancel(self, order: Order) -> None:
+        """Cancel; an order the venue no longer knows is not an error."""
+        ...
+
+    async def order(self, order: Order) -> tuple[Order, list[Fill]] | None:
+        """The venue's view of one of our orders and its fills; None when it does not know it."""
+        ...
+
+    async def open_orders(self) -> list[Order]:
+        """All resting orders, conditional ones included."""
+        ...
+
+    async def adjustments(self, since_ms: int) -> list[Adjustment]:
+        """Funding and transfers since then, oldest first (the venue's income history)."""
+        ...
+
+    def user_stream(
+        self, on_event: Callable[[UserEvent], None], on_gap: Callable[[], None]
+    ) -> AbstractAsyncContextManager[None]:
+        """Deliver our orders' events, in the venue's order; `on_gap` asks for a reconciliation."""
+        ...
+
+
+class Archive(Protocol):
+    """Where every record goes for good."""
+
+    async def put(self, stream: str, record: Record) -> None:
+        """Accept one record; waits when the disk is slow. Streams: see `archive.archiver.STREAMS`."""
+        ...
+
+    @property
+    def writable(self) -> bool: ...
+
+
+class StateStore(Protocol):
+    """Durable state: what a restart must know. Each call is one transaction, durable on return."""
+
+    async def save_order(self, order: Order) -> None: ...
+    async def open_orders(self) -> list[Order]: ...
+    async def order(self, client_order_id: str) -> Order | None: ...
+    async def save_fill(self, fill: Fill) -> bool:
+        """True when the fill is new; the venue's (symbol, trade_id) is booked once for ever."""
+        ...
+
+    async def save_position(self, position: Position) -> None: ...
+    async def open_positions(self) -> list[Position]: ...
+    async def closed_positions(self, limit: int) -> list[Position]:
+        """The most recently closed, newest first."""
+        ...
+
+    async def save_shadows(self, shadows: Sequence[ShadowPosition]) -> None: ...
+    async def open_shadows(self) -> list[ShadowPosition]: ...
+    async def save_signal_decided(self, signals: Sequence[tuple[Signal, Decision]]) -> None: ...
+    async def decided_since(self, candle_close_ms: int) -> set[str]:
+        """Signal ids already decided on candles closing at or after then."""
+        ...
+
+    async def save_adjustment(self, adjustment: Adjustment) -> bool:
+        """True when it is new."""
+        ...
+
+    async def get_value(self, key: str) -> str | None: ...
+    async def set_value(self, key: str, value: str) -> None: ...
+    async def ledger_totals(self) -> dict[str, Decimal]:
+        """Sums over all that is booked: realised_pnl, fees, funding, deposits (other adjustments)."""
+        ...
+
+
+class Recorder(Protocol):
+    """Where parts report how long an operation took and what they count."""
+
+    def record(self, operation: str, seconds: float) -> None: ...
+    def count(self, name: str, amount: int = 1) -> None: ...
+
+
