@@ -33,7 +33,7 @@ class RunSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     mode: Literal["sim", "paper", "live"] = "sim"
     live_confirmed: bool = False
     cycles: Count = 0
-    data_dir: str = ".perpd"
+    data_dir: str = ""
     drain_limit_s: Positive = 20.0
 
 
@@ -81,6 +81,7 @@ class MarketSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class CycleSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     interval_s: Positive = 60.0
+    close_wait_s: NonNegative = 3.0
     collect_garbage: bool = True
 
 
@@ -92,8 +93,6 @@ class AnalysisSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields
     batch_limit_s: Positive = 10.0
     collect_after_batch: bool = True
     worker_memory_limit_mb: Positive = 150.0
-    feature_cache_entries: Count = 100
-    feature_cache_ttl_s: Positive = 1_800.0
 
 
 class StrategySettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,3 +173,230 @@ class Settings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     monitor: MonitorSettings = MonitorSettings()
     web: WebSettings = WebSettings()
     log: LogSettings = LogSettings()
+
+
+class Secrets(msgspec.Struct, frozen=True, kw_only=True):
+    """What must never be printed. Empty where it is not given."""
+
+    api_key: str = ""
+    api_secret: str = ""
+
+    def values(self) -> tuple[str, ...]:
+        return tuple(value for value in (self.api_key, self.api_secret) if value)
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """The effective settings, where each `section.key` came from, and the secrets apart."""
+
+    settings: Settings
+    sources: dict[str, str]
+    secrets: Secrets
+
+
+ENVIRONMENT_PREFIX = "PERPD_"
+SECRET_NAMES = {
+    "api_key": ("PERPD_API_KEY", "binance_key"),
+    "api_secret": ("PERPD_API_SECRET", "binance_secret"),
+}
+OTHER_NAMES = {"PERPD_CONFIG"}
+
+
+def section_types() -> dict[str, type[Section]]:
+    """Each section's name and record, in the order of the settings file."""
+    return typing.get_type_hints(Settings, include_extras=True)
+
+
+def load(
+    file: Path | None, environment: Mapping[str, str] = os.environ, flags: Mapping[str, Any] | None = None
+) -> Loaded:
+    """Read the settings in layers: defaults < file < environment (`PERPD_SECTION__KEY`) < flags.
+
+    Args: flags: `section.key` to value, only those the user gave.
+    Raises: SettingsInvalid: naming the source, the key, what was found and what is allowed.
+    """
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if file is not None:
+        layers.append((str(file), _read_file(file)))
+    layers.append(("environment", _read_environment(environment)))
+    layers.append(("flag", dict(flags or {})))
+    sections = section_types()
+    values: dict[str, dict[str, Any]] = {name: {} for name in sections}
+    sources: dict[str, str] = {}
+    for source, entries in layers:
+        for dotted, raw in entries.items():
+            section, key, value = _checked(source, dotted, raw, sections)
+            values[section][key] = value
+            sources[dotted] = _source_name(source, dotted)
+    built = {name: record(**values[name]) for name, record in sections.items()}
+    settings = Settings(**built)  # type: ignore[arg-type]
+    _check_together(settings, sources)
+    return Loaded(settings=settings, sources=sources, secrets=_read_secrets(environment))
+
+
+def _source_name(source: str, dotted: str) -> str:
+    if source == "environment":
+        return f"environment {variable_name(dotted)}"
+    return f"flag for {dotted}" if source == "flag" else source
+
+
+def variable_name(dotted: str) -> str:
+    """The environment variable of one setting, such as PERPD_RUN__DATA_DIR."""
+    return ENVIRONMENT_PREFIX + dotted.replace(".", "__").upper()
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsInvalid(
+            f"{file}: cannot be read: {error.strerror}; name a TOML file with --config"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"{file}: is not valid TOML: {error}") from None
+    entries: dict[str, Any] = {}
+    for section, table in document.items():
+        if not isinstance(table, dict):
+            raise SettingsInvalid(
+                f"{file}: '{section}' stands outside a section; settings live in tables such as [market]"
+            )
+        entries.update({f"{section}.{key}": value for key, value in table.items()})
+    return entries
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    if environment.get("RAILWAY_VOLUME_MOUNT_PATH"):
+        entries["run.data_dir"] = environment["RAILWAY_VOLUME_MOUNT_PATH"]
+    if environment.get("PORT"):
+        entries["web.port"] = _from_text("PORT", environment["PORT"], int)
+        entries["web.host"] = "::"  # a platform that sets PORT asks from outside this host
+    secret_variables = {variable for variable, _ in SECRET_NAMES.values()}
+    types_by_key = {f"{name}.{key}": kind for name, key, kind in _all_keys()}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in secret_variables | OTHER_NAMES:
+            continue
+        dotted = variable[len(ENVIRONMENT_PREFIX) :].lower().replace("__", ".", 1)
+        if dotted not in types_by_key:
+            raise SettingsInvalid(
+                f"environment: {variable} names no setting; "
+                f"variables are PERPD_SECTION__KEY, for instance {variable_name('market.symbols')}"
+            )
+        entries[dotted] = _from_text(variable, text, types_by_key[dotted])
+    return entries
+
+
+def _all_keys() -> list[tuple[str, str, Any]]:
+    return [
+        (name, key, kind)
+        for name, record in section_types().items()
+        for key, kind in typing.get_type_hints(record, include_extras=True).items()
+    ]
+
+
+def _from_text(variable: str, text: str, kind: Any) -> Any:
+    """A variable's text as TOML would read it; text settings need no quotes."""
+    plain = _plain(kind)
+    if plain is str or typing.get_origin(plain) is Literal:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise SettingsInvalid(f"environment: {variable} is {text!r}; allowed is {describe(kind)}") from None
+
+
+def _checked(
+    source: str, dotted: str, raw: Any, sections: Mapping[str, type[Section]]
+) -> tuple[str, str, Any]:
+    section, _, key = dotted.partition(".")
+    where = variable_name(dotted) if source == "environment" else f"{source}: {dotted}"
+    if section not in sections:
+        raise SettingsInvalid(f"{where}: there is no section [{section}]; there are {', '.join(sections)}")
+    keys = typing.get_type_hints(sections[section], include_extras=True)
+    if key not in keys:
+        raise SettingsInvalid(f"{where}: there is no such setting; [{section}] has {', '.join(keys)}")
+    try:
+        return section, key, msgspec.convert(raw, keys[key])
+    except msgspec.ValidationError:
+        raise SettingsInvalid(f"{where} is {raw!r}; allowed is {describe(keys[key])}") from None
+
+
+def _plain(kind: Any) -> Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+
+
+def describe(kind: Any) -> str:
+    """A setting's type in words: what the user may write."""
+    if typing.get_origin(kind) is Annotated:
+        base, *metas = typing.get_args(kind)
+        bounds = [
+            f"{word} {value}"
+            for meta in metas
+            for word, value in (
+                ("at least", meta.ge),
+                ("above", meta.gt),
+                ("at most", meta.le),
+                ("below", meta.lt),
+            )
+            if value is not None
+        ]
+        return f"{describe(base)} {' and '.join(bounds)}"
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        parts = typing.get_args(kind)
+        if Ellipsis in parts:
+            return f"a list, each {describe(parts[0])}"
+        return f"a list of {len(parts)}, each {describe(parts[0])}"
+    if typing.get_origin(kind) is dict:
+        return "a table of name = number"
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return names.get(kind, str(kind)) if not isinstance(kind, types.UnionType) else str(kind)
+
+
+def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Rules that hold between settings."""
+
+    def fail(key: str, words: str) -> typing.NoReturn:
+        raise SettingsInvalid(f"{sources.get(key, 'defaults')}: {key}: {words}")
+
+    risk, trading = settings.risk, settings.trading
+    if risk.min_leverage > risk.max_leverage:
+        fail("risk.min_leverage", f"{risk.min_leverage} is above risk.max_leverage {risk.max_leverage}")
+    if not risk.min_margin_fraction <= risk.margin_fraction <= risk.max_margin_fraction:
+        fail("risk.margin_fraction", "must lie between risk.min_margin_fraction and risk.max_margin_fraction")
+    if not risk.caution_day_loss_fraction <= risk.day_loss_fraction:
+        fail("risk.day_loss_fraction", "must not be below risk.caution_day_loss_fraction")
+    if not risk.breaker_drawdown_fraction <= risk.final_drawdown_fraction:
+        fail("risk.final_drawdown_fraction", "must not be below risk.breaker_drawdown_fraction")
+    if trading.top_signals > trading.max_signals:
+        fail(
+            "trading.top_signals", f"{trading.top_signals} is above trading.max_signals {trading.max_signals}"
+        )
+    analysis = settings.analysis
+    for key in ("memory_thresholds", "cpu_thresholds"):
+        low, high = getattr(analysis, key)
+        if low > high:
+            fail(f"analysis.{key}", f"the first, {low}, is above the second, {high}")
+
+
+def _read_secrets(environment: Mapping[str, str]) -> Secrets:
+    """From the environment, else from the systemd credentials directory."""
+    found: dict[str, str] = {}
+    directory = environment.get("CREDENTIALS_DIRECTORY", "")
+    for name, (variable, credential) in SECRET_NAMES.items():
+        value = environment.get(variable, "")
+        if not value and directory:
+            path = Path(directory) / credential
+            value = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found[name] = value.strip()
+    return Secrets(**found)
+
+
+def effective(loaded: Loaded) -> list[tuple[str, Any, str]]:
+    """Every setting in force as (section.key, plain value, where it came from); no secret is among them."""
+    rows = []
+    for section, table in msgspec.to_builtins(loaded.settings).items():
+        for key, value in table.items():
+            dotted = f"{section}.{key}"
+            rows.append((dotted, value, loaded.sources.get(dotted, "default")))
+    return rows

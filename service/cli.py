@@ -1,0 +1,151 @@
+"""argv to one function per command. Imports are lazy: a command loads only what it runs."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from service.errors import EXIT_USAGE, PerpdError
+
+RUN_FLAGS = {
+    "mode": ("run.mode",),
+    "cycles": ("run.cycles",),
+    "data_dir": ("run.data_dir",),
+    "speed": ("sim.speed",),
+    "replay": ("sim.replay",),
+    "from_time": ("sim.from_time",),
+    "until_time": ("sim.until_time",),
+    "seed": ("sim.seed",),
+    "symbols": ("market.symbols", "sim.symbols"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the field's exit code for a wrong command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Run one command; returns the exit code. Errors with a name become one line that says what to do."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        code: int = args.function(args)
+        return code
+    except PerpdError as error:
+        report(error)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output left, as in `perpd config | head`
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+
+
+def report(error: PerpdError) -> None:
+    """One log line for the error that ends the command, in the format the reader expects."""
+    import structlog
+
+    from service.logs import configure
+    from service.settings import LogSettings
+
+    if not structlog.is_configured():
+        configure(LogSettings())
+    structlog.get_logger("perpd").error(str(error), kind=type(error).__name__, exit_code=error.exit_code)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
+    parser.add_argument("--version", action="version", version=f"perpd {_version()}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+
+    run = commands.add_parser("run", help="trade: simulated by default, on paper, or live")
+    _add_run_arguments(run)
+    run.set_defaults(function=_run)
+
+    config = commands.add_parser("config", help="print the effective settings and where each came from")
+    _add_run_arguments(config)
+    config.add_argument("--json", action="store_true", help="print one JSON object")
+    config.set_defaults(function=_config)
+
+    sim = commands.add_parser("sim", help="serve a simulated Binance USD-M futures exchange on loopback")
+    from service.exchange.simulated.command import add_arguments
+
+    add_arguments(sim)
+    sim.set_defaults(function=_sim)
+    return parser
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mode", help="sim (default), paper or live")
+    parser.add_argument("--cycles", type=int, metavar="N", help="stop after N cycles; 0 runs for ever")
+    parser.add_argument("--speed", type=float, metavar="X", help="simulated time runs X times as fast")
+    parser.add_argument("--replay", metavar="DIR", help="trade recorded candles from DIR")
+    parser.add_argument("--from", dest="from_time", metavar="T", help="start of the replay, ISO 8601, UTC")
+    parser.add_argument("--until", dest="until_time", metavar="T", help="end of the replay, ISO 8601, UTC")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the simulated market")
+    parser.add_argument("--symbols", type=int, metavar="N", help="size of the universe")
+    parser.add_argument("--data-dir", metavar="DIR", help="where candles, state and archive live")
+    parser.add_argument("--config", metavar="F", type=Path, help="settings file, TOML")
+
+
+def _load(args: argparse.Namespace) -> Any:
+    import os
+
+    from service.settings import load
+
+    file = args.config or (Path(os.environ["PERPD_CONFIG"]) if os.environ.get("PERPD_CONFIG") else None)
+    flags = {
+        key: getattr(args, name)
+        for name, keys in RUN_FLAGS.items()
+        for key in keys
+        if getattr(args, name) is not None
+    }
+    return load(file, os.environ, flags)
+
+
+def _run(args: argparse.Namespace) -> int:
+    loaded = _load(args)
+    nursery = None
+    if loaded.settings.analysis.workers:
+        # Before asyncio, threads and the daemon's other imports: workers are copies of this small process.
+        from service.analysis.nursery import start_nursery
+
+        nursery = start_nursery()
+    from service.daemon import run
+
+    return run(loaded, nursery)
+
+
+def _config(args: argparse.Namespace) -> int:
+    from service.settings import effective
+
+    loaded = _load(args)
+    rows = effective(loaded)
+    if args.json:
+        print(json.dumps({key: {"value": value, "source": source} for key, value, source in rows}))  # noqa: T201
+        return 0
+    width = max(len(f"{key} = {json.dumps(value)}") for key, value, _ in rows)
+    for key, value, source in rows:
+        print(f"{f'{key} = {json.dumps(value)}':<{width}}  # {source}")  # noqa: T201
+    for name, present in (("api_key", loaded.secrets.api_key), ("api_secret", loaded.secrets.api_secret)):
+        print(f"{name} is {'set' if present else 'not set'}")  # noqa: T201
+    return 0
+
+
+def _sim(args: argparse.Namespace) -> int:
+    from service.exchange.simulated.command import run
+
+    return run(args)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("perpd")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"
