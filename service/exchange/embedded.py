@@ -18,7 +18,7 @@ from service.settings import SimSettings
 log = structlog.get_logger("exchange.embedded")
 
 SIM_KEY = "sim-key"
-SIM_SECRET = "sim-secret"  # noqa: S105 - opens the simulated exchange on loopback and nothing else
+SIM_SECRET = "sim-secret"  # opens the simulated exchange on loopback and nothing else
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0
 LINE_LIMIT_BYTES = 1 << 20
