@@ -1,0 +1,104 @@
+"""The data directory: chosen, checked, locked, and marked with whose books it holds."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.errors import DataDirectoryUnusable
+from service.settings import Settings
+
+MARK = "books.json"
+PROBE_BYTES = 65_536  # a directory that cannot take this much is full
+
+
+def market_name(settings: Settings) -> str:
+    """Whose books these are: the mode and, in simulation, the market, as a file name."""
+    if settings.run.mode != "sim":
+        return settings.run.mode
+    sim = settings.sim
+    if sim.url:
+        return "sim-" + _digest(sim.url)
+    if not sim.replay:
+        return f"sim-seed{sim.seed}-{sim.symbols}"
+    where = Path(sim.replay).resolve()
+    what = "|".join((str(where), sim.from_time, sim.until_time, str(sim.symbols), str(sim.seed)))
+    return f"replay-{where.name}-{_digest(what)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@contextmanager
+def data_directory(settings: Settings) -> Iterator[Path]:
+    """Hold the data directory while the block runs.
+
+    Raises: DataDirectoryUnusable: not writable, full, held by another daemon, or of another market.
+    """
+    name = market_name(settings)
+    directory = Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(directory, error) from None
+    try:
+        _lock(lock, directory)
+        try:
+            _probe(directory)
+            _claim(directory, name)
+        except OSError as error:
+            raise _unusable(directory, error) from None
+        yield directory
+    finally:
+        os.close(lock)
+
+
+def _unusable(directory: Path, error: OSError) -> DataDirectoryUnusable:
+    return DataDirectoryUnusable(
+        f"data directory {directory}: {error.strerror}; free some space, change its permissions, "
+        "or name another with --data-dir"
+    )
+
+
+def _lock(lock: int, directory: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataDirectoryUnusable(
+            f"data directory {directory} is held by another perpd; stop it, or name another with --data-dir"
+        ) from None
+
+
+def _probe(directory: Path) -> None:
+    """Writing must work now, before the first order, not when the first record comes."""
+    probe = directory / ".probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(b"\0" * PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _claim(directory: Path, name: str) -> None:
+    mark = directory / MARK
+    if mark.exists():
+        try:
+            found = str(json.loads(mark.read_text())["books"])
+        except (ValueError, KeyError, TypeError):
+            found = "unreadable"
+        if found != name:
+            raise DataDirectoryUnusable(
+                f"data directory {directory} holds the books of {found!r}, this run is {name!r}; "
+                "name another with --data-dir"
+            )
+        return
+    temporary = mark.with_suffix(".new")
+    temporary.write_text(json.dumps({"books": name}) + "\n")
+    temporary.replace(mark)
