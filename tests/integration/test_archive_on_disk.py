@@ -1,0 +1,418 @@
+"""The archive against real files: what is accepted is on disk, whatever happens."""
+# ruff: noqa: PT012, ASYNC110 - what is under test is the end of a block, and a state is polled, not an event
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import Executor
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from service.archive.archiver import STREAMS, DataArchiver, archiving
+from service.archive.segments import SegmentFile, open_segment, segments
+from service.clock import ManualClock, WallClock
+from service.errors import ArchiveNotDrained, DataDirectoryUnusable
+from service.records import Adjustment, Record
+from service.settings import ArchiveSettings
+
+DAY_MS = 86_400_000
+NEVER_BY_AGE = ArchiveSettings(flush_after_s=3_600.0)
+
+
+def adjustment(number: int, reason: str = "") -> Adjustment:
+    return Adjustment(
+        adjustment_id=str(number),
+        kind="funding",
+        symbol="BTCUSDT",
+        amount=Decimal("0.10"),
+        reason=reason,
+        at_ms=7,
+    )
+
+
+def lines(directory: Path, stream: str = "adjustments") -> list[dict[str, object]]:
+    return [
+        json.loads(line) for path in segments(directory, stream) for line in path.read_text().splitlines()
+    ]
+
+
+async def until(condition: object) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.002)
+
+
+class Disk:
+    """A file layer that refuses, tears or hangs when told; otherwise the real one."""
+
+    def __init__(self) -> None:
+        self.fault: str = ""
+        self.appends: list[int] = []
+        self.gate = asyncio.Event()
+
+    async def open(self, path: Path, size_bytes: int, executor: Executor) -> SegmentFile:
+        return FaultyFile(self, await open_segment(path, size_bytes, executor), path)
+
+
+class FaultyFile:
+    def __init__(self, disk: Disk, file: SegmentFile, path: Path) -> None:
+        self._disk = disk
+        self._file = file
+        self._path = path
+
+    async def append(self, data: bytes) -> None:
+        if self._disk.fault == "hang":
+            await self._disk.gate.wait()
+        if self._disk.fault == "full":
+            with self._path.open("ab") as file:  # a part of it lands, as on a real full disk
+                file.write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self._disk.fault == "sync":
+            await self._file.append(data)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        await self._file.append(data)
+        self._disk.appends.append(data.count(b"\n"))
+
+    async def close(self) -> None:
+        await self._file.close()
+
+
+async def test_a_record_is_one_numbered_json_line_of_its_stream_and_day(tmp_path: Path) -> None:
+    clock = ManualClock(3 * DAY_MS)
+
+    async with archiving(tmp_path, NEVER_BY_AGE, clock, drain_limit_s=5) as archive:
+        await archive.put("adjustments", adjustment(1))
+
+    assert [path.relative_to(tmp_path).as_posix() for path in segments(tmp_path, "adjustments")] == [
+        "adjustments/1970-01-04/adjustments-000000000001.jsonl"
+    ]
+    assert lines(tmp_path) == [
+        {
+            "v": 1,
+            "seq": 1,
+            "archived_ms": 3 * DAY_MS,
+            "adjustment_id": "1",
+            "kind": "funding",
+            "symbol": "BTCUSDT",
+            "amount": "0.10",
+            "reason": "",
+            "at_ms": 7,
+        }
+    ]
+
+
+async def test_a_full_buffer_is_written_with_one_append(tmp_path: Path) -> None:
+    disk = Disk()
+    async with archiving(
+        tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        for number in range(120):
+            await archive.put("adjustments", adjustment(number))
+        await until(lambda: archive.archived["adjustments"] == 100)
+        assert archive.statistics().streams["adjustments"].depth == 20
+
+    assert disk.appends == [50, 50, 20]
+    assert [line["seq"] for line in lines(tmp_path)] == list(range(1, 121))
+    assert [line["adjustment_id"] for line in lines(tmp_path)] == [str(n) for n in range(120)]
+
+
+async def test_a_buffer_that_is_not_full_is_written_when_its_oldest_record_is_old(tmp_path: Path) -> None:
+    settings = ArchiveSettings(flush_after_s=0.01)
+    async with archiving(tmp_path, settings, WallClock(), drain_limit_s=5) as archive:
+        await archive.put("signals", adjustment(1))
+        await until(lambda: archive.archived["signals"] == 1)
+        await archive.put("signals", adjustment(2))
+        await until(lambda: archive.archived["signals"] == 2)
+        assert len(lines(tmp_path, "signals")) == 2
+
+
+async def test_a_buffer_never_holds_more_than_its_size_while_the_disk_hangs(tmp_path: Path) -> None:
+    disk = Disk()
+    disk.fault = "hang"
+    async with (
+        archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5, open_segment=disk.open) as archive,
+        asyncio.TaskGroup() as tasks,
+    ):
+        producers = [tasks.create_task(archive.put("fills", adjustment(n))) for n in range(200)]
+        await until(lambda: archive.statistics().streams["fills"].depth == 50)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert archive.statistics().streams["fills"].received == 50
+        assert sum(producer.done() for producer in producers) == 50
+        disk.fault = ""
+        disk.gate.set()
+
+    assert [line["adjustment_id"] for line in lines(tmp_path, "fills")] == [str(n) for n in range(200)]
+
+
+async def test_numbers_continue_after_a_restart_and_in_the_same_segment(tmp_path: Path) -> None:
+    for number in range(3):
+        async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+            await archive.put("orders", adjustment(number))
+
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == [1, 2, 3]
+    assert len(segments(tmp_path, "orders")) == 1
+
+
+async def test_a_segment_ends_with_its_day_and_a_clock_set_back_repeats_no_number(tmp_path: Path) -> None:
+    for day in (5, 6, 2):
+        async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(day * DAY_MS), drain_limit_s=5) as archive:
+            await archive.put("orders", adjustment(day))
+
+    found = [path.relative_to(tmp_path / "orders").as_posix() for path in segments(tmp_path, "orders")]
+    assert found == [
+        "1970-01-06/orders-000000000001.jsonl",
+        "1970-01-07/orders-000000000002.jsonl",
+        "1970-01-03/orders-000000000003.jsonl",
+    ]
+
+
+async def test_a_segment_ends_at_its_size(tmp_path: Path) -> None:
+    settings = ArchiveSettings(flush_after_s=3_600.0, buffer_records=10, segment_bytes=4_096)
+    async with archiving(tmp_path, settings, ManualClock(), drain_limit_s=5) as archive:
+        for number in range(100):
+            await archive.put("orders", adjustment(number, reason="x" * 100))
+
+    found = segments(tmp_path, "orders")
+    assert len(found) > 2
+    assert all(path.stat().st_size < 4_096 + 10 * 400 for path in found)
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == list(range(1, 101))
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"v":1,"seq":3,"archi', b"\0" * 4_096, b"\0\0\n\0", b"not json\n", b"\xff\xfe\n{", b"{}\n"]
+)
+async def test_a_torn_end_is_cut_kept_aside_and_its_number_used_again(tmp_path: Path, torn: bytes) -> None:
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+        await archive.put("orders", adjustment(1))
+        await archive.put("orders", adjustment(2))
+    (path,) = segments(tmp_path, "orders")
+    with path.open("ab") as file:
+        file.write(torn)
+
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+        assert archive.statistics().torn_bytes == len(torn)
+        await archive.put("orders", adjustment(3))
+
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == [1, 2, 3]
+    assert path.with_name(path.name + ".torn").read_bytes() == torn
+
+
+async def test_a_segment_that_a_crash_left_empty_repeats_no_number(tmp_path: Path) -> None:
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(DAY_MS), drain_limit_s=5) as archive:
+        await archive.put("orders", adjustment(1))
+    empty = tmp_path / "orders" / "1970-01-03" / "orders-000000000002.jsonl"
+    empty.parent.mkdir()
+    empty.write_bytes(b'{"v":1,"se')
+
+    for number in (2, 3):
+        async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(3 * DAY_MS), drain_limit_s=5) as archive:
+            await archive.put("orders", adjustment(number))
+
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("fault", ["full", "sync"])
+async def test_a_disk_that_refuses_loses_and_repeats_nothing_once_it_takes_again(
+    tmp_path: Path, fault: str
+) -> None:
+    disk = Disk()
+    async with archiving(
+        tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        await put_many(archive, range(50))
+        await until(lambda: archive.archived["orders"] == 50)
+        disk.fault = fault
+        async with asyncio.TaskGroup() as tasks:
+            producing = tasks.create_task(put_many(archive, range(50, 170)))
+            await until(lambda: not archive.writable)
+            await until(lambda: archive.statistics().errors >= 2)
+            assert archive.statistics().streams["orders"].depth == 50
+            assert not producing.done()
+            disk.fault = ""
+        await until(lambda: archive.writable)
+
+    assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(170)]
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == list(range(1, 171))
+
+
+async def put_many(archive: DataArchiver, numbers: range) -> None:
+    for number in numbers:
+        await archive.put("orders", adjustment(number))
+
+
+async def test_a_stream_whose_files_refuse_does_not_stop_the_others(tmp_path: Path) -> None:
+    settings = ArchiveSettings(flush_after_s=0.01)
+    (tmp_path / "signals").write_text("a file where a directory belongs")
+    with pytest.raises(ArchiveNotDrained, match="1 records are not on disk: signals 1"):
+        async with archiving(tmp_path, settings, WallClock(), drain_limit_s=0.2) as archive:
+            await archive.put("signals", adjustment(1))
+            await until(lambda: not archive.writable)
+            await archive.put("orders", adjustment(2))
+            await until(lambda: archive.archived["orders"] == 1)
+            assert not archive.writable
+
+
+async def test_records_left_at_the_drain_limit_are_counted_by_stream(tmp_path: Path) -> None:
+    disk = Disk()
+    disk.fault = "full"
+    with pytest.raises(ArchiveNotDrained, match="4 records are not on disk: orders 3, fills 1"):
+        async with archiving(
+            tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=0.1, open_segment=disk.open
+        ) as archive:
+            await put_many(archive, range(3))
+            await archive.put("fills", adjustment(9))
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    disk = Disk()
+    disk.fault = "hang"
+    with pytest.raises(ArchiveNotDrained):
+        async with archiving(
+            tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=0.05, open_segment=disk.open
+        ) as archive:
+            await archive.put("orders", adjustment(1))
+
+
+async def test_a_producer_that_waits_when_the_drain_fails_learns_it(tmp_path: Path) -> None:
+    disk = Disk()
+    disk.fault = "full"
+    async with asyncio.TaskGroup() as tasks:
+        with pytest.raises(ArchiveNotDrained):
+            async with archiving(
+                tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=0.05, open_segment=disk.open
+            ) as archive:
+                await put_many(archive, range(50))
+                late = tasks.create_task(expect_refusal(archive))
+                await asyncio.sleep(0)
+    assert late.result() == "refused"
+
+
+async def expect_refusal(archive: DataArchiver) -> str:
+    with pytest.raises(ArchiveNotDrained):
+        await archive.put("orders", adjustment(50))
+    return "refused"
+
+
+async def test_a_producer_that_waits_when_the_drain_begins_is_still_written(tmp_path: Path) -> None:
+    disk = Disk()
+    disk.fault = "hang"
+    async with asyncio.TaskGroup() as tasks:
+        async with archiving(
+            tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5, open_segment=disk.open
+        ) as archive:
+            tasks.create_task(put_many(archive, range(130)))
+            await until(lambda: archive.statistics().streams["orders"].depth == 50)
+            disk.fault = ""
+            disk.gate.set()
+    assert len(lines(tmp_path, "orders")) == 130
+
+
+async def test_an_error_inside_the_block_still_drains_and_is_not_wrapped(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+            await put_many(archive, range(3))
+            raise ZeroDivisionError
+    assert len(lines(tmp_path, "orders")) == 3
+
+
+async def test_a_writer_that_fails_by_a_mistake_of_ours_is_not_silent(tmp_path: Path) -> None:
+    async def broken(path: Path, size_bytes: int, executor: Executor) -> SegmentFile:
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(ArchiveNotDrained) as caught:
+        async with archiving(
+            tmp_path, ArchiveSettings(flush_after_s=0.01), WallClock(), drain_limit_s=5, open_segment=broken
+        ) as archive:
+            await archive.put("orders", adjustment(1))
+            await until(lambda: not archive.writable)
+            with pytest.raises(ArchiveNotDrained):
+                await archive.put("orders", adjustment(2))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+async def test_two_writers_are_refused(tmp_path: Path) -> None:
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5):
+        with pytest.raises(DataDirectoryUnusable, match="another process"):
+            async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5):
+                pass
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+        assert archive.writable
+
+
+async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataDirectoryUnusable, match="cannot be written"):
+        async with archiving(tmp_path / "file" / "archive", NEVER_BY_AGE, ManualClock(), drain_limit_s=5):
+            pass
+
+
+async def test_an_unknown_stream_and_a_record_json_cannot_say_are_refused_and_use_no_number(
+    tmp_path: Path,
+) -> None:
+    class Odd(Record, frozen=True, kw_only=True):
+        what: object
+
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+        with pytest.raises(ValueError, match="no archive stream 'nonsense'"):
+            await archive.put("nonsense", adjustment(1))
+        with pytest.raises(ValueError, match="cannot be written as JSON"):
+            await archive.put("orders", Odd(what=object()))
+        await archive.put("orders", adjustment(1))
+        assert set(archive.archived) == set(STREAMS)
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == [1]
+
+
+WRITER = """
+import asyncio, sys
+from decimal import Decimal
+from pathlib import Path
+from service.archive.archiver import archiving
+from service.clock import WallClock
+from service.records import Adjustment
+from service.settings import ArchiveSettings
+
+async def main() -> None:
+    async with archiving(Path(sys.argv[1]), ArchiveSettings(), WallClock(), drain_limit_s=5) as archive:
+        number, told = 0, 0
+        while True:
+            number += 1
+            await archive.put("orders", Adjustment(
+                adjustment_id=str(number), kind="", symbol="", amount=Decimal(1), reason="x" * 200, at_ms=0))
+            if archive.archived["orders"] > told:
+                told = archive.archived["orders"]
+                print(told, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_reported_durable_survives_a_kill_in_order_and_without_gaps(tmp_path: Path) -> None:
+    durable = await asyncio.to_thread(write_until_killed, tmp_path)
+
+    async with archiving(tmp_path, NEVER_BY_AGE, WallClock(), drain_limit_s=5) as archive:
+        await archive.put("orders", adjustment(0, reason="after"))
+
+    kept = lines(tmp_path, "orders")
+    assert len(kept) > durable
+    assert [line["seq"] for line in kept] == list(range(1, len(kept) + 1))
+    assert kept[-1]["reason"] == "after"
+
+
+def write_until_killed(directory: Path) -> int:
+    """Run a writer as a process, kill it once it reported a few batches; the last number it reported."""
+    command = [sys.executable, "-c", WRITER, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        durable = 0
+        for line in process.stdout:
+            durable = int(line)
+            if durable >= 200 and process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+        return durable
