@@ -130,8 +130,25 @@ class StateStore(Protocol):
     async def save_order(self, order: Order) -> None: ...
     async def open_orders(self) -> list[Order]: ...
     async def order(self, client_order_id: str) -> Order | None: ...
-    async def save_fill(self, fill: Fill) -> bool:
-        """True when the fill is new; the venue's (symbol, trade_id) is booked once for ever."""
+    async def save_fill(
+        self,
+        fill: Fill,
+        *,
+        realised_pnl: Decimal,
+        fee: Decimal,
+        quantity: Decimal,
+        cost: Decimal,
+        position: Position | None = None,
+    ) -> bool:
+        """Book a fill with all it moves: totals, the symbol's holding after it, our position after it.
+
+        True when the fill is new; the venue's (symbol, trade_id) is booked once for ever.
+        """
+        ...
+
+    async def fills(self, client_order_id: str) -> list[Fill]: ...
+    async def save_intent(self, position: Position, order: Order) -> None:
+        """A position that is meant to be, and the order that shall open it."""
         ...
 
     async def save_position(self, position: Position) -> None: ...
@@ -147,8 +164,10 @@ class StateStore(Protocol):
         """Signal ids already decided on candles closing at or after then."""
         ...
 
-    async def save_adjustment(self, adjustment: Adjustment) -> bool:
-        """True when it is new."""
+    async def save_adjustment(
+        self, adjustment: Adjustment, *, holding: tuple[str, Decimal, Decimal] | None = None
+    ) -> bool:
+        """True when it is new. `holding` (symbol, quantity, cost) replaces what is booked there."""
         ...
 
     async def get_value(self, key: str) -> str | None: ...
@@ -157,11 +176,13 @@ class StateStore(Protocol):
         """Sums over all that is booked: realised_pnl, fees, funding, deposits (other adjustments)."""
         ...
 
+    async def holdings(self) -> dict[str, tuple[Decimal, Decimal]]:
+        """Per symbol the signed quantity and cost that the fills left, zero quantities excluded."""
+        ...
+
 
 class Recorder(Protocol):
     """Where parts report how long an operation took and what they count."""
 
     def record(self, operation: str, seconds: float) -> None: ...
     def count(self, name: str, amount: int = 1) -> None: ...
-
-

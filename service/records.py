@@ -269,6 +269,7 @@ class OrderRequest(Record, frozen=True, kw_only=True):
     reduce_only: bool = False
     close_position: bool = False
     time_in_force: str = ""
+    working_type: str = ""  # conditional orders: CONTRACT_PRICE or MARK_PRICE; "" is as configured
 
 
 class Order(Record, frozen=True, kw_only=True):

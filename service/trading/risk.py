@@ -1,0 +1,225 @@
+"""Whether a signal may be traded now: one pure function per rule, asked in one stated order.
+
+Every limit is read from `RiskSettings` and `TradingSettings` and nowhere else. Losses and drawdowns are
+fractions of equity, open positions included.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from service.records import RefusalReason, Signal
+from service.settings import RiskSettings, TradingSettings
+from service.trading.leverage import TradeStatistics
+from service.trading.ranking import Refused
+
+DAY_MS = 86_400_000
+
+
+class EquityMarks(msgspec.Struct, frozen=True, kw_only=True):
+    """What equity is measured against. Kept in the store, so that a restart forgives nothing."""
+
+    day: int  # UTC days since the Unix epoch
+    day_start: float
+    peak: float
+    deposits: float  # money in, so that a withdrawal is not taken for a loss
+    day_stopped: bool = False  # the day's loss limit was reached: latched until the next UTC day
+    final_stopped: bool = False  # latched until a person lifts it
+
+
+def opening_marks(equity: float, deposits: float, now_ms: int) -> EquityMarks:
+    return EquityMarks(day=now_ms // DAY_MS, day_start=equity, peak=equity, deposits=deposits)
+
+
+def marks_after(
+    marks: EquityMarks, equity: float, deposits: float, now_ms: int, risk: RiskSettings
+) -> EquityMarks:
+    """The marks after one look at the equity: new day, new peak, limits latched."""
+    moved = deposits - marks.deposits
+    today = now_ms // DAY_MS
+    new_day = today > marks.day
+    day_start = equity if new_day else marks.day_start + moved
+    peak = max(marks.peak + moved, equity)
+    stopped = not new_day and marks.day_stopped
+    return EquityMarks(
+        day=max(today, marks.day),
+        day_start=day_start,
+        peak=peak,
+        deposits=deposits,
+        day_stopped=stopped or _fall(day_start, equity) >= risk.day_loss_fraction,
+        final_stopped=marks.final_stopped or _fall(peak, equity) >= risk.final_drawdown_fraction,
+    )
+
+
+def _fall(start: float, now: float) -> float:
+    """How far `now` is below `start`, as a fraction of it; everything is lost where nothing was there."""
+    if start <= 0:
+        return 1.0 if now < start else 0.0
+    return max(0.0, (start - now) / start)
+
+
+class RiskContext(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the rules may look at."""
+
+    equity: float | None  # with open positions; None when it cannot be read
+    available_balance: float | None
+    marks: EquityMarks | None
+    statistics: TradeStatistics
+    open_positions: int  # meant to be ones included
+    held_symbols: frozenset[str]  # held, being opened or closed, or blocked
+    stale_symbols: frozenset[str] = frozenset()
+    entries_off: str = ""  # why no entry is allowed at all, or ""
+
+    @property
+    def drawdown(self) -> float:
+        return _fall(self.marks.peak, self.equity or 0.0) if self.marks else 0.0
+
+    @property
+    def day_loss(self) -> float:
+        return _fall(self.marks.day_start, self.equity or 0.0) if self.marks else 0.0
+
+
+def after_entry(context: RiskContext, symbol: str, margin: float) -> RiskContext:
+    """The context for the next signal of the same cycle, once one was approved."""
+    available = context.available_balance
+    return msgspec.structs.replace(
+        context,
+        open_positions=context.open_positions + 1,
+        held_symbols=context.held_symbols | {symbol},
+        available_balance=None if available is None else available - margin,
+    )
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that the rules read."""
+
+    trading: TradingSettings
+    risk: RiskSettings
+
+
+Rule = Callable[[Signal, RiskContext, Limits], Refused | None]
+
+
+def entries_allowed(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    if not limits.trading.entries:
+        return Refused(reason=RefusalReason.ENTRIES_OFF, detail="trading.entries is false, true is needed")
+    if context.entries_off:
+        return Refused(reason=RefusalReason.ENTRIES_OFF, detail=context.entries_off)
+    return None
+
+
+def confident_enough(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    least = limits.trading.min_confidence
+    if signal.confidence >= least:
+        return None
+    return Refused(
+        reason=RefusalReason.LOW_CONFIDENCE,
+        detail=f"confidence {signal.confidence:.4f}, at least {least} is needed",
+    )
+
+
+def balance_known(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    if context.equity is None or context.available_balance is None or context.marks is None:
+        return Refused(
+            reason=RefusalReason.BALANCE_UNKNOWN, detail="equity unknown, the venue's answer is needed"
+        )
+    if context.equity <= 0:
+        return Refused(
+            reason=RefusalReason.MARGIN_INSUFFICIENT, detail=f"equity {context.equity:.2f}, above 0 is needed"
+        )
+    return None
+
+
+def final_stop(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    if context.marks is None or not context.marks.final_stopped:
+        return None
+    return Refused(
+        reason=RefusalReason.FINAL_STOP,
+        detail=f"latched: drawdown reached {limits.risk.final_drawdown_fraction}, now {context.drawdown:.4f}",
+    )
+
+
+def drawdown_breaker(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    limit = limits.risk.breaker_drawdown_fraction
+    if context.drawdown < limit:
+        return None
+    return Refused(
+        reason=RefusalReason.DRAWDOWN_BREAKER,
+        detail=f"drawdown {context.drawdown:.4f} from the peak, below {limit} is needed",
+    )
+
+
+def day_loss(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    if context.marks is None or not context.marks.day_stopped:
+        return None
+    return Refused(
+        reason=RefusalReason.DAILY_LOSS,
+        detail=f"the day's loss reached {limits.risk.day_loss_fraction}, now {context.day_loss:.4f}; "
+        "no entries until the next UTC day",
+    )
+
+
+def caution(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    """After a streak of losses or a bad day only strong signals pass, and only on a winning record."""
+    risk, statistics = limits.risk, context.statistics
+    if statistics.loss_streak >= risk.caution_losses:
+        why = f"{statistics.loss_streak} losses in a row (limit {risk.caution_losses})"
+    elif context.day_loss >= risk.caution_day_loss_fraction:
+        why = f"day loss {context.day_loss:.4f} (limit {risk.caution_day_loss_fraction})"
+    else:
+        return None
+    if signal.confidence >= risk.caution_confidence and statistics.win_fraction >= risk.caution_win_fraction:
+        return None
+    return Refused(
+        reason=RefusalReason.CAUTION,
+        detail=f"{why}: confidence {signal.confidence:.4f} of {risk.caution_confidence} and "
+        f"win rate {statistics.win_fraction:.4f} of {risk.caution_win_fraction} are needed",
+    )
+
+
+def data_fresh(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    if signal.symbol not in context.stale_symbols:
+        return None
+    return Refused(reason=RefusalReason.STALE_DATA, detail="1 stale series, 0 are allowed")
+
+
+def symbol_free(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    if signal.symbol not in context.held_symbols:
+        return None
+    return Refused(
+        reason=RefusalReason.SYMBOL_HELD, detail="1 position or order on the symbol, 0 are allowed"
+    )
+
+
+def room_for_position(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    most = limits.trading.max_positions
+    if context.open_positions < most:
+        return None
+    return Refused(
+        reason=RefusalReason.MAX_POSITIONS, detail=f"{context.open_positions} positions open, at most {most}"
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    entries_allowed,
+    confident_enough,
+    balance_known,
+    final_stop,
+    drawdown_breaker,
+    day_loss,
+    caution,
+    data_fresh,
+    symbol_free,
+    room_for_position,
+)
+"""In this order: the first rule that refuses names the reason. First what stops everything, then what
+the account says, then the symbol, and last the room that another close may free."""
+
+
+def assess(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    """None when no rule objects."""
+    for rule in RULES:
+        refused = rule(signal, context, limits)
+        if refused is not None:
+            return refused
+    return None
