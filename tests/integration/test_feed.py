@@ -57,6 +57,7 @@ class InMemoryMarket:
         self.broken: dict[str, Exception] = {}  # by symbol, raised by every read
         self.distort = lambda symbol, timeframe, rows: rows
         self.streams: list[tuple[str, ...]] = []
+        self.stream_ended = asyncio.Event()
         self.stream_fault: Exception | None = None
         self._callbacks = []
         self.in_flight = 0
@@ -94,6 +95,7 @@ class InMemoryMarket:
             yield
         finally:
             self.streams.remove(tuple(symbols))
+            self.stream_ended.set()
             self._callbacks = [c for c in self._callbacks if c[0] != set(symbols)]
 
     def send(self, symbol: str, row, *, closed: bool, event_ms: int | None = None, timeframe: str = "5m"):
@@ -466,9 +468,8 @@ async def test_a_new_stream_that_cannot_open_leaves_the_old_one_and_is_tried_aga
         market.stream_fault = None
         await feed.set_symbols(["BTCUSDT", "ETHUSDT"])
         assert market.streams[-1] == ("BTCUSDT", "ETHUSDT")
-        async with asyncio.timeout(5):
-            while len(market.streams) > 1:  # the old one is left by its own task
-                await asyncio.sleep(0)
+        await asyncio.wait_for(market.stream_ended.wait(), 5)  # the old one is left by its own task
+        assert len(market.streams) == 1
 
 
 async def test_a_stream_that_cannot_open_at_the_start_is_an_error(feed, market):
