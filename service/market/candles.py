@@ -18,6 +18,7 @@ Readers in other processes see each change at once. A row's sequence is odd whil
 before and after using a window, and retry when it changed or was odd. Aligned 8-byte stores are atomic.
 """
 
+import errno
 import math
 import mmap
 import os
@@ -614,9 +615,11 @@ def _create(path: Path, layout: Layout) -> None:
 
 def _allocate(descriptor: int, size: int) -> None:
     """Claim the disk's blocks now: a write to a page the disk has no room for kills the process."""
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(descriptor, 0, size)
-    else:
+    except (AttributeError, OSError) as error:  # no such call on this system or file system
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
         os.ftruncate(descriptor, size)
 
 

@@ -14,7 +14,7 @@ from service.errors import (
     VenueUnavailable,
 )
 from service.market.candles import CandleStore
-from service.market.feed import CandleFeed
+from service.market.feed import CandleFeed, RepairQueue
 from service.market.rollup import roll_up
 from service.records import TIMEFRAME_MS, CandleUpdate
 from service.settings import MarketSettings
@@ -511,6 +511,25 @@ async def test_candles_since_come_from_the_store_while_it_reaches_back_and_else_
     assert len(await feed.candles_since("GONEUSDT", near)) == 10
     assert len(await feed.candles_since("BTCUSDT", NOON - 5_000 * STEP)) == 1_500
     assert await feed.candles_since("GONEUSDT", NOON) == []
+
+
+async def test_the_repair_queue_holds_each_series_once_and_keeps_the_earliest_wish():
+    queue = RepairQueue()
+    assert queue.put("A", "5m")
+    assert not queue.put("A", "5m", 700)
+    assert not queue.put("A", "5m", 500)
+    assert not queue.put("A", "5m")
+    assert len(queue) == 1
+    series, from_ms = await queue.take()
+    assert (series, from_ms) == (("A", "5m"), 500)
+    queue.put("A", "5m")
+    queue.put("B", "5m")
+    assert (await queue.take())[0] == ("B", "5m")  # A is in work, so its second wish waits
+    queue.done(series)
+    assert (await queue.take())[0] == ("A", "5m")
+    queue.done(("A", "5m"))
+    queue.done(("B", "5m"))
+    await queue.settled()
 
 
 async def test_requests_and_the_bootstrap_are_timed(market, store, clock):
