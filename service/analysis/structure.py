@@ -1,0 +1,207 @@
+"""Market structure: swings, breaks, order blocks, fair value gaps and liquidity, in numpy.
+
+Nothing looks ahead: what needs later candles to be known is reported at the candle that made it known.
+Every rule has the same form for both directions, so a mirrored market gives the mirrored structure.
+Arrays are float64[n], oldest first; indices count from the oldest candle. Prices in quote currency.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from service.analysis.indicators import Array, highest, lowest
+
+Indices = npt.NDArray[np.intp]
+
+BULLISH, NEUTRAL, BEARISH = 1, 0, -1
+
+
+class Swings(NamedTuple):
+    """Candles whose high (low) stands out among `reach` neighbours on either side, oldest first.
+
+    A swing at index i is known once candle i + reach has closed.
+    """
+
+    highs: Indices
+    lows: Indices
+    reach: int
+
+
+class Break(NamedTuple):
+    """A close beyond the latest swing known at that time."""
+
+    at: int  # the candle that closed beyond
+    direction: int  # BULLISH or BEARISH
+    level: float  # the swing's price
+    change: bool  # True: against the running direction (CHOCH); False: along it (BOS)
+
+
+class Zone(NamedTuple):
+    """A price range; `at` is the candle it comes from, -1 where it comes from several."""
+
+    bottom: float
+    top: float
+    at: int = -1
+
+
+class Gap(NamedTuple):
+    """A fair value gap: the range candle `at` jumped over, known when the next candle closed."""
+
+    at: int
+    direction: int
+    bottom: float
+    top: float
+    filled_at: int  # the first later candle that entered the gap; -1 while none has
+
+
+def find_swings(high: Array, low: Array, reach: int) -> Swings:
+    """Swing highs and lows.
+
+    A swing high is higher than each of the `reach` candles before it and not lower than any of the
+    `reach` after it, so the first of equal highs counts; a swing low likewise.
+    """
+    width = 2 * reach + 1
+    none: Indices = np.empty(0, dtype=np.intp)
+    if high.size < width:
+        return Swings(none, none, reach)
+    centre = slice(reach, high.size - reach)
+    highs = np.flatnonzero(
+        (high[centre] >= highest(high, width)[width - 1 :])
+        & (high[centre] > highest(high, reach)[reach - 1 : high.size - reach - 1])
+        if reach > 1
+        else (high[centre] >= high[2:]) & (high[centre] > high[:-2])
+    )
+    lows = np.flatnonzero(
+        (low[centre] <= lowest(low, width)[width - 1 :])
+        & (low[centre] < lowest(low, reach)[reach - 1 : low.size - reach - 1])
+        if reach > 1
+        else (low[centre] <= low[2:]) & (low[centre] < low[:-2])
+    )
+    return Swings(highs + reach, lows + reach, reach)
+
+
+def market_structure(high: Array, low: Array, swings: Swings) -> int:
+    """BULLISH when the last two swing highs and the last two swing lows both rise, BEARISH when both
+    fall, else NEUTRAL (also with fewer than two of either)."""
+    if swings.highs.size < 2 or swings.lows.size < 2:
+        return NEUTRAL
+    high_step = high[swings.highs[-1]] - high[swings.highs[-2]]
+    low_step = low[swings.lows[-1]] - low[swings.lows[-2]]
+    if high_step > 0.0 and low_step > 0.0:
+        return BULLISH
+    if high_step < 0.0 and low_step < 0.0:
+        return BEARISH
+    return NEUTRAL
+
+
+def find_breaks(high: Array, low: Array, close: Array, swings: Swings) -> list[Break]:
+    """Breaks of structure and changes of character, oldest first.
+
+    Each swing is broken at most once, by the first close beyond it after it became known, and only while
+    it is the latest of its kind. The first break has no direction to run against and is no change.
+    """
+    known_highs = dict(zip((swings.highs + swings.reach).tolist(), high[swings.highs].tolist(), strict=True))
+    known_lows = dict(zip((swings.lows + swings.reach).tolist(), low[swings.lows].tolist(), strict=True))
+    breaks: list[Break] = []
+    above = below = None
+    running = NEUTRAL
+    for index, price in enumerate(close.tolist()):
+        if above is not None and price > above:
+            breaks.append(Break(index, BULLISH, above, running == BEARISH))
+            above, running = None, BULLISH
+        elif below is not None and price < below:
+            breaks.append(Break(index, BEARISH, below, running == BULLISH))
+            below, running = None, BEARISH
+        above = known_highs.get(index, above)
+        below = known_lows.get(index, below)
+    return breaks
+
+
+def find_gaps(open_: Array, high: Array, low: Array, close: Array) -> list[Gap]:
+    """Fair value gaps, oldest first.
+
+    Bullish: a rising candle whose neighbours do not touch, the high before below the low after; the gap
+    lies between them. Bearish is the mirror image.
+    """
+    if high.size < 3:
+        return []
+    rising = (high[:-2] < low[2:]) & (close[1:-1] > open_[1:-1])
+    falling = (low[:-2] > high[2:]) & (close[1:-1] < open_[1:-1])
+    gaps = []
+    for before in np.flatnonzero(rising | falling).tolist():
+        index = before + 1
+        if rising[before]:
+            bottom, top = float(high[before]), float(low[index + 1])
+            entered = low[index + 2 :] <= top
+        else:
+            bottom, top = float(high[index + 1]), float(low[before])
+            entered = high[index + 2 :] >= bottom
+        filled = index + 2 + int(entered.argmax()) if entered.any() else -1
+        gaps.append(Gap(index, BULLISH if rising[before] else BEARISH, bottom, top, filled))
+    return gaps
+
+
+class OrderBlockRule(NamedTuple):
+    """What makes a candle an order block."""
+
+    lookback: int = 20  # how many of the newest candles are looked at
+    rejection: float = 0.0  # wick on the block's own side, price units
+    volume_factor: float = 1.5  # times the average volume of the `volume_period` candles before it
+    volume_period: int = 20
+    impulse: float = 0.0  # how far a later close gets beyond the block, price units
+    impulse_candles: int = 3  # within how many candles
+
+
+def find_order_blocks(
+    open_: Array, high: Array, low: Array, close: Array, volume: Array, direction: int, rule: OrderBlockRule
+) -> list[Zone]:
+    """Order blocks of one direction among the newest candles, oldest first; each spans its candle's range.
+
+    Bullish: a candle that does not rise, with a lower wick of at least `rejection` or a volume of at least
+    `volume_factor` times the average before it, after which a close rises `impulse` or more above its
+    high within `impulse_candles`. Bearish is the mirror image. The newest candle cannot be one yet.
+    """
+    if direction == BEARISH:
+        mirrored = find_order_blocks(-open_, -low, -high, -close, volume, BULLISH, rule)
+        return [Zone(-block.top, -block.bottom, block.at) for block in mirrored]
+    size = close.size
+    first = max(size - rule.lookback, rule.volume_period)
+    if first >= size - 1:
+        return []
+    part = slice(first, size)
+    sums = np.cumsum(volume[first - rule.volume_period :])
+    before = np.empty(size - first)
+    before[0] = sums[rule.volume_period - 1]
+    before[1:] = sums[rule.volume_period : -1] - sums[: -rule.volume_period - 1]
+    usual = before * (rule.volume_factor / rule.volume_period)
+    # a market without trades has no volume that stands out
+    heavy = (volume[part] >= usual) & (usual > 0.0)
+    rejected = close[part] - low[part] >= rule.rejection  # a falling candle's lower wick starts at its close
+    candidates = np.flatnonzero((close[part] <= open_[part]) & (heavy | rejected)) + first
+    blocks = []
+    for index in candidates.tolist():
+        later = close[index + 1 : index + 1 + rule.impulse_candles]
+        if later.size and later.max() - high[index] >= rule.impulse:
+            blocks.append(Zone(float(low[index]), float(high[index]), index))
+    return blocks
+
+
+def find_liquidity(levels: Array, tolerance: float, touches: int = 3) -> list[Zone]:
+    """Prices at which at least `touches` of the levels lie within `tolerance` of each other, lowest first.
+
+    Args: levels: float64[n], highs or lows in any order; tolerance: price units.
+    Zones that share a level are merged, so a zone may be wider than the tolerance.
+    """
+    ordered = np.sort(levels)
+    span = touches - 1
+    if ordered.size < touches:
+        return []
+    starts = np.flatnonzero(ordered[span:] - ordered[: ordered.size - span] <= tolerance)
+    zones: list[Zone] = []
+    end = -1
+    for start in starts.tolist():
+        bottom = zones.pop().bottom if start <= end else float(ordered[start])
+        end = start + span
+        zones.append(Zone(bottom, float(ordered[end])))
+    return zones

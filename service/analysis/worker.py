@@ -1,0 +1,141 @@
+"""What a worker does with a batch: read rows in place, run the strategy, answer in a few bytes.
+
+Runs in a worker process, or in the daemon when it has no workers. Errors travel back as data.
+"""
+
+import gc
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from service.errors import SettingsInvalid
+from service.market.candles import CandleStore
+from service.records import Signal
+from service.settings import StrategySettings
+from service.strategies.base import (
+    Candles,
+    MarketView,
+    Strategy,
+    StrategyBroke,
+    candle_close_ms,
+    checked_signal,
+)
+from service.strategies.loader import describe, load_strategy
+
+_READ_ATTEMPTS = 3
+_CLOCK_TIMEFRAME = "5m"  # its newest candle dates the signal
+
+Place = tuple[int, str]
+"""A row of the candle store and the symbol expected there."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What all batches of one analyser share."""
+
+    store_path: str
+    strategy: StrategySettings
+    collect: bool  # collect garbage after each batch
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of one symbol: a signal, nothing, or a reason in `skipped` or `failed`."""
+
+    sequence: int  # of the candle store's row at which this holds; -1 when it may not be reused
+    signal: Signal | None = None
+    skipped: str = ""  # its data does not allow an analysis
+    failed: str = ""  # the strategy broke on it
+
+
+class StrategyFacts(msgspec.Struct, frozen=True):
+    """A loaded strategy as it describes itself."""
+
+    name: str
+    timeframes: tuple[str, ...]
+    candles: int
+
+
+class _Prepared:
+    """The store and the strategy a worker keeps between batches."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.strategy = load_strategy(task.strategy.name, task.strategy.options)
+        self.store = CandleStore.attach(Path(task.store_path))
+        if absent := set(self.strategy.timeframes) - set(self.store.timeframes):
+            raise SettingsInvalid(f"the candle store does not keep {', '.join(sorted(absent))}")
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_prepared: _Prepared | None = None
+
+
+def describe_strategy(strategy: StrategySettings) -> StrategyFacts:
+    """Load the strategy and say what it needs. Raises StrategyInvalid, SettingsInvalid."""
+    loaded = load_strategy(strategy.name, strategy.options)
+    return StrategyFacts(loaded.name, tuple(loaded.timeframes), loaded.candles)
+
+
+def analyse_batch(task: Task, places: Sequence[Place]) -> bytes:
+    """One Outcome per place, in their order, as msgpack.
+
+    Raises: StrategyInvalid, SettingsInvalid, CandleFileInvalid: before any symbol is analysed.
+    """
+    prepared = _prepare(task)
+    outcomes = _encode([_analyse(prepared, row, symbol) for row, symbol in places])
+    if task.collect:
+        gc.collect()
+    return outcomes
+
+
+def forget() -> None:
+    """Let go of the store and the strategy that the last batch left."""
+    global _prepared
+    if _prepared is not None:
+        _prepared.store.close()
+        _prepared = None
+
+
+def _prepare(task: Task) -> _Prepared:
+    global _prepared
+    if _prepared is None or _prepared.task != task:
+        forget()
+        _prepared = _Prepared(task)
+        gc.collect()
+        gc.freeze()  # what is loaded now stays: later collections look at a batch's objects only
+    return _prepared
+
+
+def _analyse(prepared: _Prepared, row: int, symbol: str) -> Outcome:
+    store, strategy = prepared.store, prepared.strategy
+    for _ in range(_READ_ATTEMPTS):
+        sequence = store.sequence(row)
+        if sequence & 1:
+            continue
+        outcome = _analyse_once(store, strategy, row, symbol, sequence)
+        if store.sequence(row) == sequence:
+            return outcome
+    return Outcome(-1, skipped="its candles are being written")
+
+
+def _analyse_once(store: CandleStore, strategy: Strategy, row: int, symbol: str, sequence: int) -> Outcome:
+    if store.symbol_of(row) != symbol:
+        return Outcome(-1, skipped="its row belongs to another symbol")
+    for timeframe in itertools.chain(strategy.timeframes, (_CLOCK_TIMEFRAME,)):
+        held = store.count(row, timeframe)
+        if held < strategy.candles:
+            return Outcome(sequence, skipped=f"{held} candles of {timeframe}, {strategy.candles} needed")
+    close_ms = candle_close_ms(store.last_open_ms(row, _CLOCK_TIMEFRAME), _CLOCK_TIMEFRAME)
+
+    def read(timeframe: str) -> Candles:
+        times, fields = store.window(row, timeframe, store.candles)
+        return Candles(times, *fields)
+
+    view = MarketView(symbol, close_ms, read)
+    try:
+        return Outcome(sequence, checked_signal(strategy.name, view, strategy.analyse(view)))
+    except StrategyBroke as error:
+        return Outcome(-1, failed=str(error)[:300])
+    except Exception as error:  # noqa: BLE001  somebody else's code may raise anything; the next symbol goes on
+        return Outcome(-1, failed=describe(error))

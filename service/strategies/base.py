@@ -1,0 +1,176 @@
+"""What a strategy is: a pure function from the candles of one symbol to a wish, or to nothing."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from service.errors import SettingsInvalid
+from service.records import TIMEFRAME_MS, PositionSide, Signal
+
+if TYPE_CHECKING:
+    from service.analysis.indicators import Array
+
+MAX_NAMED_VALUES = 256
+"""Most entries `scores` and `features` may have."""
+
+
+class Candles(NamedTuple):
+    """Closed candles of one timeframe, oldest first: equally long, contiguous, read-only."""
+
+    open_ms: "object"  # int64[n]
+    open: "Array"
+    high: "Array"
+    low: "Array"
+    close: "Array"
+    volume: "Array"  # base currency
+
+
+class MarketView:
+    """The closed candles of one symbol, read in place from the candle store.
+
+    The arrays are valid during the call only: a strategy keeps no reference to them.
+    """
+
+    __slots__ = ("_read", "candle_close_ms", "symbol")
+
+    def __init__(self, symbol: str, candle_close_ms: int, read: Callable[[str], Candles]) -> None:
+        self.symbol = symbol
+        self.candle_close_ms = candle_close_ms  # first millisecond after the newest 5m candle
+        self._read = read
+
+    def candles(self, timeframe: str) -> Candles:
+        """All closed candles of a timeframe. Raises KeyError for one that is not kept."""
+        return self._read(timeframe)
+
+
+class SignalDraft(msgspec.Struct, frozen=True, kw_only=True):
+    """What a strategy returns: a Signal without what perpd fills in (id, strategy, symbol, time)."""
+
+    position_side: PositionSide
+    entry: float
+    stop: float
+    target: float
+    atr: float  # of 5m, quote currency
+    confidence: float  # 0 to 1
+    scores: dict[str, float]  # the parts of the confidence
+    features: dict[str, float]  # what a model scores
+
+
+class Strategy(Protocol):
+    """One way to trade. Built once per worker with the settings' options: `YourStrategy(options)`.
+
+    `analyse` depends on its argument and the options only: no state, no clock, no randomness, so that
+    the same candles give the same signal in any worker. It may raise: the symbol is skipped and counted.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def timeframes(self) -> tuple[str, ...]:
+        """Those it reads; a symbol lacking one of them is skipped."""
+        ...
+
+    @property
+    def candles(self) -> int:
+        """The fewest closed candles it needs in each of them."""
+        ...
+
+    def analyse(self, view: MarketView) -> SignalDraft | None: ...
+
+
+class StrategyBroke(Exception):
+    """A strategy returned something that is not a usable signal; the message says what."""
+
+
+def checked_signal(strategy: str, view: MarketView, draft: object) -> Signal | None:
+    """Turn what a strategy returned into a Signal. Raises StrategyBroke with the reason."""
+    if draft is None:
+        return None
+    if not isinstance(draft, SignalDraft):
+        raise StrategyBroke(f"returned {type(draft).__name__} instead of SignalDraft or None")
+    if not isinstance(draft.position_side, PositionSide):
+        raise StrategyBroke(f"position_side is {_shown(draft.position_side)}")
+    entry, stop, target, atr = (
+        _number(name, getattr(draft, name)) for name in ("entry", "stop", "target", "atr")
+    )
+    confidence = _number("confidence", draft.confidence)
+    if min(entry, stop, target) <= 0.0 or atr < 0.0:
+        raise StrategyBroke(f"entry {entry}, stop {stop}, target {target}, atr {atr} must be positive")
+    sign = draft.position_side.sign
+    if (entry - stop) * sign <= 0.0:
+        raise StrategyBroke(f"the stop {stop} of a {draft.position_side} is on the wrong side of {entry}")
+    if (target - entry) * sign <= 0.0:
+        raise StrategyBroke(f"the target {target} of a {draft.position_side} is on the wrong side of {entry}")
+    if not 0.0 <= confidence <= 1.0:
+        raise StrategyBroke(f"confidence {confidence} is outside 0 to 1")
+    side = draft.position_side
+    return Signal(
+        signal_id=f"{strategy}:{view.symbol}:{view.candle_close_ms}:{side}",
+        strategy=strategy,
+        symbol=view.symbol,
+        position_side=side,
+        candle_close_ms=view.candle_close_ms,
+        entry=entry,
+        stop=stop,
+        target=target,
+        atr=atr,
+        confidence=confidence,
+        scores=_numbers("scores", draft.scores),
+        features=_numbers("features", draft.features),
+    )
+
+
+def _number(name: str, value: object) -> float:
+    """A finite Python float; numpy's scalars are welcome, booleans and texts are not."""
+    if type(value) is not float:
+        if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+            raise StrategyBroke(f"{name} is {_shown(value)}, not a number")
+        try:
+            value = float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise StrategyBroke(f"{name} is {_shown(value)}: {error}") from error
+    if not math.isfinite(value):
+        raise StrategyBroke(f"{name} is {value}")
+    return value
+
+
+def _numbers(name: str, values: object) -> dict[str, float]:
+    if not isinstance(values, dict):
+        raise StrategyBroke(f"{name} is a {type(values).__name__}, not a dict")
+    if len(values) > MAX_NAMED_VALUES:
+        raise StrategyBroke(f"{name} has {len(values)} entries, at most {MAX_NAMED_VALUES} are kept")
+    for key in values:
+        if not isinstance(key, str):
+            raise StrategyBroke(f"{name} has the key {_shown(key)}, keys are texts")
+    return {key: _number(f"{name}[{key!r}]", value) for key, value in values.items()}
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}" if isinstance(value, str) else type(value).__name__
+
+
+Options = TypeVar("Options", bound=msgspec.Struct)
+
+
+def read_options(kind: type[Options], options: dict[str, float]) -> Options:
+    """Strategy options as a frozen record whose fields are the options.
+
+    Raises: SettingsInvalid: an option is unknown or out of range; names it, what was found and what is
+    allowed.
+    """
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    for key in options:
+        if key not in known:
+            raise SettingsInvalid(f"strategy.options: unknown option {key!r}; allowed are {', '.join(known)}")
+    try:
+        return msgspec.convert(options, kind, strict=False)
+    except msgspec.ValidationError as error:
+        found = next((f", found {v!r}" for k, v in options.items() if f"$.{k}`" in str(error)), "")
+        raise SettingsInvalid(f"strategy.options: {error}{found}") from None
+
+
+def candle_close_ms(open_ms: int, timeframe: str) -> int:
+    """First millisecond after the candle that opened then."""
+    return open_ms + TIMEFRAME_MS[timeframe]
