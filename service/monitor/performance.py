@@ -1,0 +1,166 @@
+"""How long operations take and how often things happen, in memory that never grows.
+
+The last 500 operations of all kinds and the last 100 of each kind are kept as numbers in fixed arrays;
+totals are kept for ever. Durations are wall seconds.
+"""
+
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import msgspec
+
+from service.ports import Clock
+from service.settings import MonitorSettings
+
+_KINDS_LIMIT = 256
+OTHER = "other"
+"""Where operations and counts go whose names would exceed the table: names come from code, not from data."""
+
+
+class Window:
+    """The last `size` numbers, in one array."""
+
+    def __init__(self, size: int) -> None:
+        self._values = array("d")
+        self._size = size
+        self._next = 0
+
+    def add(self, value: float) -> None:
+        if len(self._values) < self._size:
+            self._values.append(value)
+        else:
+            self._values[self._next] = value
+        self._next = (self._next + 1) % self._size
+
+    def values(self) -> list[float]:
+        """Oldest first."""
+        if len(self._values) < self._size:
+            return list(self._values)
+        return [*self._values[self._next :], *self._values[: self._next]]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def percentile(ordered: list[float], fraction: float) -> float:
+    """Linear interpolation between closest ranks, as numpy's default. Args: ordered: ascending, not empty."""
+    position = (len(ordered) - 1) * fraction
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Of the last operations of one kind, in seconds; `count` says how many these are."""
+
+    count: int
+    p50: float
+    p95: float
+    p99: float
+    last: float
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Of one kind of operation since the start."""
+
+    count: int
+    seconds: float
+    longest_s: float
+    per_second: float  # operations per wall second since the start
+
+    @property
+    def mean_s(self) -> float:
+        return self.seconds / self.count
+
+
+class _Kind:
+    def __init__(self, number: int, window: int) -> None:
+        self.number = number
+        self.window = Window(window)
+        self.count = 0
+        self.seconds = 0.0
+        self.longest_s = 0.0
+
+
+class PerformanceMonitor:
+    """Where parts report what they do. Implements `ports.Recorder`; never raises, never grows."""
+
+    def __init__(self, settings: MonitorSettings, clock: Clock) -> None:
+        self._clock = clock
+        self._started_s = clock.monotonic_s()
+        self._per_kind = settings.operations_per_kind
+        self._kinds: dict[str, _Kind] = {}
+        self._recent_kinds = Window(settings.operations)
+        self._recent_seconds = Window(settings.operations)
+        self._counters: dict[str, int] = {}
+
+    def record(self, operation: str, seconds: float) -> None:
+        """Note one operation. Args: seconds: wall time it took."""
+        kind = self._kinds.get(operation)
+        if kind is None:
+            kind = self._new_kind(operation)
+        kind.count += 1
+        kind.seconds += seconds
+        kind.longest_s = max(kind.longest_s, seconds)
+        kind.window.add(seconds)
+        self._recent_kinds.add(kind.number)
+        self._recent_seconds.add(seconds)
+
+    def _new_kind(self, operation: str) -> _Kind:
+        if len(self._kinds) >= _KINDS_LIMIT:
+            operation = OTHER
+        return self._kinds.setdefault(operation, _Kind(len(self._kinds), self._per_kind))
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to a counter that lives until the end."""
+        if name not in self._counters and len(self._counters) >= _KINDS_LIMIT:
+            name = OTHER
+        self._counters[name] = self._counters.get(name, 0) + amount
+
+    @contextmanager
+    def operation(self, name: str) -> Iterator[None]:
+        """Time the block, whether it ends well or not."""
+        started_s = self._clock.monotonic_s()
+        try:
+            yield
+        finally:
+            self.record(name, self._clock.monotonic_s() - started_s)
+
+    def percentiles(self, kind: str) -> Percentiles | None:
+        """Of the last operations of a kind; None when there was none."""
+        known = self._kinds.get(kind)
+        if known is None:
+            return None
+        values = known.window.values()
+        ordered = sorted(values)
+        return Percentiles(
+            count=len(values),
+            p50=percentile(ordered, 0.50),
+            p95=percentile(ordered, 0.95),
+            p99=percentile(ordered, 0.99),
+            last=values[-1],
+        )
+
+    def totals(self) -> dict[str, Totals]:
+        """Every kind since the start."""
+        elapsed_s = self._clock.monotonic_s() - self._started_s
+        return {
+            name: Totals(
+                count=kind.count,
+                seconds=kind.seconds,
+                longest_s=kind.longest_s,
+                per_second=kind.count / elapsed_s if elapsed_s > 0 else 0.0,
+            )
+            for name, kind in self._kinds.items()
+        }
+
+    def recent(self) -> list[tuple[str, float]]:
+        """The last operations of all kinds, oldest first: kind and seconds."""
+        names = list(self._kinds)
+        pairs = zip(self._recent_kinds.values(), self._recent_seconds.values(), strict=True)
+        return [(names[int(number)], seconds) for number, seconds in pairs]
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        return dict(self._counters)
