@@ -66,11 +66,11 @@ def build() -> Engine:
 key = st.sampled_from(KEYS)
 symbol = st.sampled_from(SYMBOLS)
 side = st.sampled_from(("BUY", "SELL"))
-position_side = st.sampled_from(("BOTH", "BOTH", "LONG", "SHORT"))
-price = st.integers(20, 400).map(lambda n: str(D(n) / 10))
+position_side = st.sampled_from(("BOTH",) * 6 + ("LONG", "SHORT"))
+price = st.integers(60, 160).map(lambda n: str(D(n) / 10))
 fine_price = st.integers(500_000, 2_000_000).map(lambda n: str(D(n) / 100_000))
 quantity = st.one_of(
-    st.integers(1, 2_000).map(str),
+    st.integers(1, 1_500).map(str),
     st.integers(100_000, 90_000_000).map(lambda n: str(D(n) / 100_000)),
 )
 flag = st.sampled_from(("true", "false"))
@@ -135,6 +135,8 @@ step = st.one_of(
     moves,
     moves,
     st.tuples(st.just("new_order"), key, market),
+    st.tuples(st.just("new_order"), key, market),
+    st.tuples(st.just("new_order"), key, market),
     st.tuples(st.just("new_order"), key, order),
     st.tuples(st.just("new_algo_order"), key, algo),
     st.tuples(st.just("new_algo_order"), key, close),
@@ -161,14 +163,25 @@ def play(venue: Engine, steps: list[tuple], started_ms: int) -> tuple[list[objec
         if name == "move":
             now_ms += first
             last, mark = ({s: D(p) for s, p in prices.items()} for prices in rest)
-            venue.on_prices(now_ms, last, mark)
+            venue.on_prices(now_ms, last, {**last, **mark})
         else:
             try:
-                said.append(getattr(venue, name)(first, rest[0], now_ms))
+                said.append(getattr(venue, name)(first, fitted(venue, first, rest[0]), now_ms))
             except VenueFault as refusal:
                 said.append(refusal.code)
         said.extend(venue.take_events())
     return said, now_ms
+
+
+def fitted(venue: Engine, account_key: str, params: dict[str, str]) -> dict[str, str]:
+    """Mostly fit an order to the account's position mode and the symbol's step, so that more trade."""
+    asked = dict(params)
+    if asked.get("positionSide") == "BOTH" and venue.position_mode(account_key, {}, 0)["dualSidePosition"]:
+        asked["positionSide"] = "LONG" if len(asked["side"]) % 2 else "SHORT"
+        asked.pop("reduceOnly", None)
+    if asked.get("symbol") == SYMBOLS[1] and "quantity" in asked:
+        asked["quantity"] = str(int(D(asked["quantity"])) or 1)
+    return asked
 
 
 def check_books(venue: Engine, now_ms: int) -> None:
