@@ -6,6 +6,7 @@ exchange and the daemon, since both scale the same monotonic clock of this machi
 
 import asyncio
 import time
+from datetime import UTC, datetime
 
 
 class WallClock:
@@ -90,3 +91,17 @@ class ManualClock:
         for _, sleeper in due:
             if not sleeper.done():
                 sleeper.set_result(None)
+
+
+def parse_time(text: str) -> int:
+    """Milliseconds since the Unix epoch of an ISO 8601 time, UTC when it names no zone.
+
+    Raises: ValueError: the text is no such time.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"found {text!r}, allowed is a time like 2025-10-10T12:00 (ISO 8601)") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1_000)
