@@ -28,6 +28,7 @@ from service.records import Fill, Order, OrderStatus, OrderType, Side
 
 K = TypeVar("K")
 V = TypeVar("V")
+ABSENT = msgspec.Raw(b"")
 REMEMBERED_ORDERS = 1_000
 REMEMBERED_FILLS = 200
 FUNDING_DELAY_MS = 300_000
@@ -40,10 +41,10 @@ class _Envelope(msgspec.Struct, frozen=True):
     event: str = field(name="e", default="")
     at_ms: int = field(name="T", default=0)
     event_ms: int = field(name="E", default=0)
-    order: msgspec.Raw | None = field(name="o", default=None)
-    account: msgspec.Raw | None = field(name="a", default=None)
+    order: msgspec.Raw = field(name="o", default=ABSENT)
+    account: msgspec.Raw = field(name="a", default=ABSENT)
     symbol: str = field(name="S", default="")
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = ABSENT
 
 
 class _OrderPart(msgspec.Struct, frozen=True):
@@ -131,13 +132,13 @@ class UserEvents:
     def decode(self, body: bytes) -> Sequence[UserEvent]:
         """The events in one message. Raises msgspec.MsgspecError or UnicodeDecodeError."""
         envelope = _envelope.decode(body)
-        if envelope.data is not None:
+        if envelope.data:
             envelope = _envelope.decode(envelope.data)
-        if envelope.event == "ORDER_TRADE_UPDATE" and envelope.order is not None:
+        if envelope.event == "ORDER_TRADE_UPDATE" and envelope.order:
             return self._order_events(_order_part.decode(envelope.order))
-        if envelope.event == "ALGO_UPDATE" and envelope.order is not None:
+        if envelope.event == "ALGO_UPDATE" and envelope.order:
             return self._algo_events(_algo_part.decode(envelope.order), envelope.at_ms or envelope.event_ms)
-        if envelope.event == "ACCOUNT_UPDATE" and envelope.account is not None:
+        if envelope.event == "ACCOUNT_UPDATE" and envelope.account:
             part = _account_part.decode(envelope.account)
             return self._account_events(part, part.symbol or envelope.symbol, envelope.at_ms)
         if envelope.event == "listenKeyExpired":
@@ -209,7 +210,7 @@ class UserEvents:
                 type=conditional.type,
                 purpose=purpose_of(conditional.type, reducing=True),
                 status=status,
-                quantity=decimal_or_zero(part.quantity),
+                quantity=decimal_or_zero(part.quantity) or filled or ZERO,
                 filled_quantity=filled or ZERO,
                 average_price=decimal_or_zero(part.average_price),
                 trigger_price=decimal_or_zero(part.trigger_price),

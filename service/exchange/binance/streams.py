@@ -101,18 +101,18 @@ class Link(picows.WSListener):
         self.closed.set()
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
-        if frame.msg_type is picows.WSMsgType.TEXT and frame.fin:
+        if frame.msg_type == picows.WSMsgType.TEXT and frame.fin:
             self._deliver(frame.get_payload_as_bytes())
-        elif frame.msg_type is picows.WSMsgType.TEXT:
+        elif frame.msg_type == picows.WSMsgType.TEXT:
             self._fragments = bytearray(frame.get_payload_as_memoryview())
-        elif frame.msg_type is picows.WSMsgType.CONTINUATION:
+        elif frame.msg_type == picows.WSMsgType.CONTINUATION:
             self._fragments += frame.get_payload_as_memoryview()
             if len(self._fragments) > LARGEST_MESSAGE_BYTES:
                 self.close()
             elif frame.fin:
                 body, self._fragments = bytes(self._fragments), bytearray()
                 self._deliver(body)
-        elif frame.msg_type is picows.WSMsgType.CLOSE:
+        elif frame.msg_type == picows.WSMsgType.CLOSE:
             self.close()
 
     def _deliver(self, body: bytes) -> None:
