@@ -41,7 +41,7 @@ def run_command(argv: Sequence[str]) -> int:
         report(error)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output left, as in `perpd config | head`
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
 
 

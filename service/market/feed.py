@@ -403,6 +403,11 @@ class CandleFeed:
         self._counts["stale"] += len(stale)
         return fresh, stale
 
+    def awaits_close(self, now_ms: int) -> bool:
+        """Whether a series that was current lacks only the candle that closed last."""
+        before = newest_closed_ms(now_ms, BASE_TIMEFRAME) - BASE_MS
+        return any(self._store.last_open_ms(row, BASE_TIMEFRAME) == before for row in self._rows.values())
+
     def last_price(self, symbol: str) -> float | None:
         """The newest price the stream has told, of a forming candle too; None before the first."""
         known = self._prices.get(symbol)

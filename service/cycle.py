@@ -1,0 +1,212 @@
+"""One trading cycle: look at the market, analyse it, decide on each signal, trade the best of them."""
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+import msgspec
+import structlog
+
+from service.analysis.analyzer import AnalysisResult, ParallelAnalyzer
+from service.analysis.batching import Load
+from service.archive.archiver import DataArchiver
+from service.errors import VenueError
+from service.market.feed import CandleFeed
+from service.market.instruments import InstrumentTable
+from service.monitor.performance import PerformanceMonitor
+from service.ports import Clock, StateStore
+from service.records import TIMEFRAME_MS, Bracket, Decision, DecisionOutcome, Signal
+from service.settings import Settings
+from service.trading.decide import as_decision, decide
+from service.trading.equity import EquityWatch
+from service.trading.executor import Executor
+from service.trading.leverage import trade_statistics
+from service.trading.ranking import Ranked, Refused, rank_signals
+from service.trading.risk import Limits, RiskContext, after_entry
+from service.trading.shadow import ShadowBook
+from service.trading.sizing import Approved
+
+log = structlog.get_logger("cycle")
+
+CANDLE_MS = TIMEFRAME_MS["5m"]
+REMEMBERED_MS = 2 * 3_600_000  # a decided signal cannot come back once its candle left every window of doubt
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a cycle works with; `daemon.py` opens them."""
+
+    settings: Settings
+    clock: Clock
+    feed: CandleFeed
+    analyzer: ParallelAnalyzer
+    instruments: InstrumentTable
+    brackets: Mapping[str, tuple[Bracket, ...]]
+    equity: EquityWatch
+    executor: Executor
+    shadows: ShadowBook
+    store: StateStore
+    archive: DataArchiver
+    monitor: PerformanceMonitor
+    load: Callable[[], Load]
+    entries_off: Callable[[], str]  # why nothing may be opened now, or ""
+    decided: dict[str, int] = field(default_factory=dict)  # signal id to candle close, recent ones only
+
+
+class CycleReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one cycle did."""
+
+    number: int
+    analysed: int
+    stale: int
+    failed: int
+    signals: int
+    accepted: int
+    refused: dict[str, int]
+    batches: int
+    analysis_s: float
+    seconds: float
+    garbage_s: float
+
+
+async def run_cycle(parts: Parts, number: int) -> CycleReport:
+    """Run one cycle on what is fresh now."""
+    started_s = parts.clock.monotonic_s()
+    now_ms = parts.clock.now_ms()
+    fresh, stale = parts.feed.fresh_symbols(now_ms)
+    analysis = await parts.analyzer.analyse(fresh, now_ms, parts.load())
+    parts.monitor.record("analysis", analysis.seconds)
+    new = undecided(parts, analysis.signals)
+    decisions = await _decide_all(parts, new, stale, number)
+    await _keep(parts, decisions)
+    await _follow_shadows(parts, now_ms)
+    garbage_s = _collect(parts)
+    return _report(parts, number, analysis, stale, decisions, started_s, garbage_s)
+
+
+def undecided(parts: Parts, signals: Sequence[Signal]) -> list[Signal]:
+    """Signals not decided in an earlier cycle; the memory of them is bounded by time."""
+    newest = max((signal.candle_close_ms for signal in signals), default=0)
+    for signal_id in [key for key, at in parts.decided.items() if at < newest - REMEMBERED_MS]:
+        del parts.decided[signal_id]
+    return [signal for signal in signals if signal.signal_id not in parts.decided]
+
+
+async def _decide_all(
+    parts: Parts, signals: Sequence[Signal], stale: Sequence[str], cycle: int
+) -> list[tuple[Signal, Decision]]:
+    """Decide in rank order; what is approved is opened before the next is decided."""
+    account = await parts.equity.look()
+    if not signals:
+        return []
+    trading, risk = parts.settings.trading, parts.settings.risk
+    history = await parts.store.closed_positions(risk.history_trades)
+    context = RiskContext(
+        equity=float(account.equity) if account else None,
+        available_balance=float(account.available_balance) if account else None,
+        marks=parts.equity.marks,
+        statistics=trade_statistics(history),
+        open_positions=len(parts.executor.positions()),
+        held_symbols=parts.executor.held_symbols(),
+        stale_symbols=frozenset(stale),
+        entries_off=parts.entries_off(),
+    )
+    limits = Limits(trading=trading, risk=risk)
+    decisions: list[tuple[Signal, Decision]] = []
+    ranked_signals = rank_signals(signals, max_signals=trading.max_signals, top_signals=trading.top_signals)
+    for ranked in ranked_signals:
+        answer, context = await _answer(parts, ranked, context, limits)
+        decision = as_decision(ranked, answer, cycle=cycle, now_ms=parts.clock.now_ms())
+        decisions.append((ranked.signal, decision))
+    return decisions
+
+
+async def _answer(
+    parts: Parts, ranked: Ranked, context: RiskContext, limits: Limits
+) -> tuple[Approved | Refused, RiskContext]:
+    symbol = ranked.signal.symbol
+    answer = decide(
+        ranked,
+        context,
+        limits,
+        parts.instruments.get(symbol),
+        parts.brackets.get(symbol, ()),
+        Decimal(repr(parts.settings.sim.taker_fee_fraction)),
+    )
+    if isinstance(answer, Refused):
+        return answer, context
+    with parts.monitor.operation("open position"):
+        opened = await parts.executor.open(ranked.signal, answer)
+    if isinstance(opened, Refused):
+        return opened, context
+    return answer, after_entry(context, symbol, float(answer.margin))
+
+
+async def _keep(parts: Parts, decisions: Sequence[tuple[Signal, Decision]]) -> None:
+    """Every signal and its decision is recorded, and what was refused is followed as a shadow."""
+    if not decisions:
+        return
+    await parts.store.save_signal_decided(decisions)
+    for signal, decision in decisions:
+        parts.decided[signal.signal_id] = signal.candle_close_ms
+        await parts.archive.put("signals", signal)
+        await parts.archive.put("decisions", decision)
+        if decision.outcome is DecisionOutcome.REFUSED:
+            parts.shadows.open(signal)
+
+
+async def _follow_shadows(parts: Parts, now_ms: int) -> None:
+    """Show the shadows the candles that closed since they were last looked at."""
+    for symbol in parts.shadows.symbols():
+        since_ms = parts.shadows.checked_ms(symbol)
+        if since_ms + CANDLE_MS > now_ms:
+            continue  # nothing can have closed yet
+        try:
+            candles = await parts.feed.candles_since(symbol, since_ms)
+        except VenueError as error:
+            parts.monitor.count("shadows.without_candles")
+            log.debug("no candles for a shadow, trying again next cycle", symbol=symbol, reason=str(error))
+            continue
+        parts.shadows.update(symbol, candles)
+    parts.shadows.expire(now_ms)
+    await parts.shadows.flush()
+
+
+def _collect(parts: Parts) -> float:
+    """Collect garbage at the end of a cycle; cheap, since what start-up made is frozen."""
+    if not parts.settings.cycle.collect_garbage:
+        return 0.0
+    started_s = parts.clock.monotonic_s()
+    gc.collect()
+    seconds = parts.clock.monotonic_s() - started_s
+    parts.monitor.record("garbage", seconds)
+    return seconds
+
+
+def _report(
+    parts: Parts,
+    number: int,
+    analysis: AnalysisResult,
+    stale: Sequence[str],
+    decisions: Sequence[tuple[Signal, Decision]],
+    started_s: float,
+    garbage_s: float,
+) -> CycleReport:
+    seconds = parts.clock.monotonic_s() - started_s
+    parts.monitor.record("cycle", seconds)
+    refused = Counter(d.reason for _, d in decisions if d.outcome is DecisionOutcome.REFUSED)
+    return CycleReport(
+        number=number,
+        analysed=analysis.analysed + analysis.reused,
+        stale=len(stale),
+        failed=len(analysis.failed),
+        signals=len(decisions),
+        accepted=len(decisions) - refused.total(),
+        refused=dict(refused),
+        batches=analysis.batches,
+        analysis_s=analysis.seconds,
+        seconds=seconds,
+        garbage_s=garbage_s,
+    )

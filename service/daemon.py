@@ -1,0 +1,507 @@
+"""The daemon: opens every part in the order of the data flow, runs cycles, drains in reverse.
+
+The only file that knows all parts, and the only place where an unexpected error is caught.
+"""
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor as Pool
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import uvloop
+
+from service.analysis.analyzer import ParallelAnalyzer
+from service.analysis.batching import Load
+from service.analysis.pool import open_pool
+from service.archive.archiver import DataArchiver, archiving
+from service.clock import WallClock
+from service.cycle import CycleReport, Parts, run_cycle
+from service.directory import data_directory
+from service.errors import EXIT_FAILURE, EXIT_OK, PerpdError, VenueError
+from service.exchange.venue import Venue, open_venue
+from service.logs import configure
+from service.market.candles import FILE_NAME, CandleStore
+from service.market.feed import CandleFeed
+from service.market.instruments import InstrumentTable
+from service.market.universe import Universe, select
+from service.monitor.lag import LoopLag
+from service.monitor.memory import MemorySampler
+from service.monitor.performance import PerformanceMonitor
+from service.monitor.status import Status
+from service.monitor.watchdog import Notifier
+from service.ports import Clock, Exchange, StateStore
+from service.settings import Loaded, Settings
+from service.stopping import StopRequest, cancel_start, stop_on_signal
+from service.store.sqlite import open_sqlite
+from service.summary import RunSummary
+from service.trading.equity import EquityWatch
+from service.trading.executor import Executor
+from service.trading.ledger import Ledger, open_ledger
+from service.trading.reconcile import Reconciler
+from service.trading.shadow import ShadowBook
+from service.web.server import serving
+
+if TYPE_CHECKING:
+    from service.analysis.nursery import Nursery
+
+PROGRESS_STEPS = 5
+CLOSE_POLL_S = 0.01
+CENT = Decimal("0.01")
+
+log = structlog.get_logger("perpd")
+
+
+def run(loaded: Loaded, nursery: "Nursery | None") -> int:
+    """Trade until a stop signal, the last cycle or the end of the market. Returns the exit code."""
+    configure(loaded.settings.log, secrets=loaded.secrets.values())
+    summary = RunSummary()
+    try:
+        with (
+            data_directory(loaded.settings) as directory,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(_run(loaded, nursery, directory, summary))
+        code = EXIT_OK
+    except BaseException as error:  # noqa: BLE001 - the last resort: said once, and the process ends
+        code = _explain(error)
+        summary.exit_reason = "error"
+    if summary.cycles:
+        summary.log()
+    return code
+
+
+def _explain(error: BaseException) -> int:
+    """Say what ended the run, once; returns the exit code."""
+    known = _first(error, PerpdError)
+    if known is not None:
+        log.error(str(known), kind=type(known).__name__, exit_code=known.exit_code)
+        return known.exit_code
+    log.error("unexpected error", exc_info=error, exit_code=EXIT_FAILURE)
+    return EXIT_FAILURE
+
+
+def _first(error: BaseException, kind: type[PerpdError]) -> PerpdError | None:
+    if isinstance(error, kind):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for one in error.exceptions if (found := _first(one, kind))), None)
+    return None
+
+
+async def _run(loaded: Loaded, nursery: "Nursery | None", directory: Path, summary: RunSummary) -> None:
+    """A stop during start-up cancels it; from the first cycle on, the cycles see it themselves."""
+    stop = StopRequest()
+    started = asyncio.Event()
+    with stop_on_signal(stop):
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(
+                _trade(loaded, nursery, directory, summary, stop, started), name="daemon.trade"
+            )
+            tasks.create_task(cancel_start(stop, started, work), name="daemon.stop")
+    summary.exit_reason = stop.reason or "error"
+    if not started.is_set():
+        log.info("stopped before the first cycle", exit_reason=stop.reason)
+
+
+async def _trade(
+    loaded: Loaded,
+    nursery: "Nursery | None",
+    directory: Path,
+    summary: RunSummary,
+    stop: StopRequest,
+    started: asyncio.Event,
+) -> None:
+    settings = loaded.settings
+    monitor = PerformanceMonitor(settings.monitor, WallClock())
+    log.info("daemon starting", mode=settings.run.mode, data_dir=str(directory), pid=os.getpid())
+    try:
+        async with (
+            open_pool(settings.analysis, nursery) as pool,
+            open_venue(loaded, directory, monitor) as venue,
+            open_sqlite(directory / "state.sqlite3") as store,
+            archiving(
+                directory / "archive",
+                settings.archive,
+                venue.clock,
+                drain_limit_s=settings.run.drain_limit_s,
+                recorder=monitor,
+            ) as archive,
+        ):
+            summary.archived = archive.archived
+            opened = _Opened(settings, directory, monitor, pool, venue, store, archive)
+            await opened.trade(summary, stop, started)
+    finally:
+        summary.measured |= _measured(monitor)
+
+
+def _measured(monitor: PerformanceMonitor) -> dict[str, Any]:
+    def milliseconds(kind: str, name: str) -> float | None:
+        found = monitor.percentiles(kind)
+        return round(getattr(found, name) * 1000, 3) if found else None
+
+    return {
+        "cycle_ms_p50": milliseconds("cycle", "p50"),
+        "cycle_ms_p99": milliseconds("cycle", "p99"),
+        "analysis_ms_p50": milliseconds("analysis", "p50"),
+    }
+
+
+class _Opened:
+    """The run once the outside world is open: market, books, then cycles."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        directory: Path,
+        monitor: PerformanceMonitor,
+        pool: Pool,
+        venue: Venue,
+        store: StateStore,
+        archive: DataArchiver,
+    ) -> None:
+        self.settings = settings
+        self.directory = directory
+        self.monitor = monitor
+        self.pool = pool
+        self.venue = venue
+        self.exchange: Exchange = venue.exchange
+        self.clock: Clock = venue.clock
+        self.store = store
+        self.archive = archive
+        self.notifier = Notifier.from_environment(os.environ)
+        self.lag = LoopLag(alarm_ms=settings.monitor.lag_alarm_ms, on_alarm=self._on_lag)
+        self.memory = MemorySampler(settings.monitor.memory_limit_mb, exclude_pids=lambda: set(venue.pids))
+        self.load = Load(0.0, 0.0)
+        self.status = Status(self.clock, settings.cycle.interval_s)
+        self.status.archive_writable = lambda: archive.writable
+        self.stop = StopRequest()
+
+    async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
+        """Open the market and the books, then run cycles until the stop, then settle."""
+        self.stop = stop
+        settings = self.settings
+        candles = CandleStore.open(
+            self.directory / FILE_NAME,
+            symbols_capacity=settings.market.symbols + settings.trading.max_positions,
+            candles=settings.market.candles,
+        )
+        analyzer = ParallelAnalyzer(
+            self.pool, self.directory / FILE_NAME, settings.analysis, settings.strategy, self.monitor
+        )
+        try:
+            facts = await analyzer.describe_strategy()
+            log.info("strategy loaded", strategy=facts.name)
+            await self._trade_on(candles, analyzer, summary, started)
+        finally:
+            analyzer.close()
+            candles.close()
+
+    async def _trade_on(
+        self, candles: CandleStore, analyzer: ParallelAnalyzer, summary: RunSummary, started: asyncio.Event
+    ) -> None:
+        settings, exchange, clock = self.settings, self.exchange, self.clock
+        instruments = InstrumentTable(await exchange.instruments())
+        ledger = await self._open_ledger()
+        shadows = ShadowBook(
+            self.store,
+            self.archive,
+            self.monitor,
+            fee_fraction=settings.sim.taker_fee_fraction,
+            life_hours=settings.trading.shadow_hours,
+            max_shadows=settings.trading.max_shadows,
+        )
+        await shadows.restore()
+        executor = Executor(
+            exchange,
+            self.store,
+            self.archive,
+            ledger,
+            clock,
+            settings.trading,
+            self.monitor,
+            margin_type=settings.exchange.margin_type,
+        )
+        equity = EquityWatch(exchange, self.store, ledger, clock, settings.risk, self.monitor)
+        await equity.open()
+        reconciler = Reconciler(
+            executor,
+            exchange,
+            self.store,
+            self.archive,
+            ledger,
+            clock,
+            self.monitor,
+            interval_s=settings.trading.reconcile_s,
+        )
+        feed = CandleFeed(exchange, candles, clock, settings.market, self.monitor)
+        universe = await self._choose(instruments, executor.held_symbols())
+        await exchange.prepare(universe.symbols, settings.exchange.margin_type)
+        self.parts = Parts(
+            settings=settings,
+            clock=clock,
+            feed=feed,
+            analyzer=analyzer,
+            instruments=instruments,
+            brackets=await exchange.brackets(),
+            equity=equity,
+            executor=executor,
+            shadows=shadows,
+            store=self.store,
+            archive=self.archive,
+            monitor=self.monitor,
+            load=lambda: self.load,
+            entries_off=self._entries_off,
+        )
+        await self._bootstrap(universe)
+        async with (
+            executor.running(),
+            exchange.user_stream(executor.on_event, executor.on_gap),
+            reconciler.running(),
+            feed.running(universe.symbols),
+            serving(
+                settings.web.host,
+                settings.web.port,
+                health=self.status.health,
+                ready=self.status.ready,
+                metrics=lambda: self.status.metrics(self.monitor, self.lag, self.memory, self._gauges()),
+            ) as port,
+            self._watching(),
+        ):
+            await feed.settled()
+            log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
+            await self._decided_before()
+            gc.collect()
+            gc.freeze()  # what start-up made lives as long as the process: collections need not look at it
+            log.info("trading", symbols=len(universe.symbols), web=f"http://{settings.web.host}:{port}")
+            self.notifier.ready("trading")
+            started.set()
+            await self._cycles(summary, universe)
+            await self._drain(summary, ledger)
+
+    async def _open_ledger(self) -> Ledger:
+        account = await self.exchange.account()
+        ledger, opening = await open_ledger(
+            self.store, account, self.monitor, self.settings.market.quote_asset
+        )
+        if opening is not None:
+            await self.archive.put("adjustments", opening)
+        return ledger
+
+    async def _choose(self, instruments: InstrumentTable, held: frozenset[str]) -> Universe:
+        universe = select(
+            list(instruments),
+            await self.exchange.tickers(),
+            settings=self.settings.market,
+            held=held,
+            now_ms=self.clock.now_ms(),
+        )
+        log.info("universe chosen", symbols=len(universe.symbols), dropped=universe.dropped)
+        return universe
+
+    async def _bootstrap(self, universe: Universe) -> None:
+        """Fetch what candles are missing, saying how far it is."""
+        told = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            step = done * PROGRESS_STEPS // total
+            if step > told:
+                told = step
+                log.info("fetching candles", done=done, of=total)
+                self.notifier.extend(60)
+
+        failed = await self.parts.feed.bootstrap(universe.symbols, progress)
+        statistics = self.parts.feed.statistics()
+        log.info(
+            "candles ready",
+            fetched=statistics.get("fetched", 0),
+            requests=statistics["requests"],
+            failed=failed,
+        )
+
+    async def _decided_before(self) -> None:
+        """A signal decided before the restart is not decided again."""
+        newest = self.clock.now_ms()
+        known = await self.store.decided_since(newest - 2 * 3_600_000)
+        self.parts.decided.update(dict.fromkeys(known, newest))
+
+    @asynccontextmanager
+    async def _watching(self) -> AsyncIterator[None]:
+        """The tasks that look after the process while cycles run."""
+        async with asyncio.TaskGroup() as tasks:
+            watchers = [
+                tasks.create_task(self.lag.run(), name="monitor.lag"),
+                tasks.create_task(self._sample_memory(), name="monitor.memory"),
+            ]
+            try:
+                yield
+            finally:
+                for watcher in watchers:
+                    watcher.cancel()
+
+    async def _sample_memory(self) -> None:
+        while True:
+            with self.monitor.operation("memory sample"):
+                sampled = await asyncio.to_thread(self.memory.sample)
+            self.load = Load(sampled.memory_fraction, sampled.cpu_fraction)
+            await asyncio.sleep(self.settings.monitor.sample_s)
+
+    def _on_lag(self, lag_ms: float) -> None:
+        self.monitor.count("loop.lag_alarms")
+        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1))
+
+    def _entries_off(self) -> str:
+        """Why nothing may be opened now, or ''."""
+        if self.stop:
+            return f"draining: {self.stop.reason}"
+        if not self.archive.writable:
+            return "the archive cannot be written"
+        if self.parts.executor.store_failing:
+            return "state cannot be written"
+        return ""
+
+    def _gauges(self) -> dict[str, tuple[str, float]]:
+        """Name to (help, value) of what only the open parts know."""
+        executor, feed, account = self.parts.executor, self.parts.feed, self.parts.equity.account
+        unprotected = max((seconds for _, seconds in executor.unprotected()), default=0.0)
+        gauges = {
+            "perpd_positions_open": ("Positions open", float(len(executor.positions()))),
+            "perpd_shadow_positions_open": ("Shadow positions open", float(self.parts.shadows.open_count)),
+            "perpd_unprotected_seconds": ("Longest time a position now lacks its stop", unprotected),
+            "perpd_event_queue_depth": ("Private stream events waiting", float(executor.queue_depth)),
+            "perpd_repair_queue_depth": ("Series waiting for repair", float(feed.statistics()["depth"])),
+        }
+        if account is not None:
+            gauges["perpd_equity"] = ("Equity with open positions, quote currency", float(account.equity))
+        return gauges
+
+    # -- cycles
+
+    async def _cycles(self, summary: RunSummary, universe: Universe) -> None:
+        settings = self.settings
+        interval_ms = round(settings.cycle.interval_s * 1000)
+        due_ms = self.clock.now_ms()
+        refresh_ms = due_ms + round(settings.market.universe_refresh_s * 1000)
+        summary.symbols = len(universe.symbols)
+        number = 0
+        while not await self._ended(due_ms):
+            number += 1
+            await self._closes_arrived()
+            report = await run_cycle(self.parts, number)
+            self._account_for(report, summary)
+            if settings.run.cycles and number >= settings.run.cycles:
+                self.stop.set("cycles done")
+                return
+            if self.clock.now_ms() >= refresh_ms:
+                refresh_ms = self.clock.now_ms() + round(settings.market.universe_refresh_s * 1000)
+                await self._refresh_universe(summary)
+            due_ms = self._next_due(due_ms, interval_ms)
+
+    async def _ended(self, due_ms: int) -> bool:
+        """Wait for the next slot; true when the run shall end instead."""
+        await self.stop.wait(max(due_ms - self.clock.now_ms(), 0) / 1000 / self.clock.speed)
+        if self.venue.end_ms and self.clock.now_ms() >= self.venue.end_ms:
+            self.stop.set("market ended")
+        return bool(self.stop)
+
+    def _next_due(self, due_ms: int, interval_ms: int) -> int:
+        """The next slot on the clock's grid that is not over; missed ones are told, never stacked."""
+        next_ms = (due_ms // interval_ms + 1) * interval_ms
+        missed = (self.clock.now_ms() - next_ms) // interval_ms
+        if missed > 0:
+            self.monitor.count("cycles.missed", missed)
+            log.warning("cycle overran its interval", missed=missed)
+            next_ms += missed * interval_ms
+        return next_ms
+
+    async def _closes_arrived(self) -> None:
+        """Give candles that closed just now the time to arrive, within the limit."""
+        limit_ms = max(self.settings.cycle.close_wait_s * 1000, 250 * self.clock.speed)
+        limit_ms = min(limit_ms, self.settings.cycle.interval_s * 1000 / 2)
+        until_ms = self.clock.now_ms() + limit_ms
+        while self.clock.now_ms() < until_ms and self.parts.feed.awaits_close(self.clock.now_ms()):  # noqa: ASYNC110
+            await asyncio.sleep(CLOSE_POLL_S)
+
+    def _account_for(self, report: CycleReport, summary: RunSummary) -> None:
+        summary.cycles += 1
+        summary.signals += report.signals
+        summary.accepted += report.accepted
+        summary.refused.update(report.refused)
+        executor, equity = self.parts.executor, self.parts.equity
+        account = equity.account
+        log.info(
+            "cycle",
+            cycle=report.number,
+            analysed=report.analysed,
+            stale=report.stale,
+            failed=report.failed,
+            signals=report.signals,
+            accepted=report.accepted,
+            refused=report.refused,
+            positions=len(executor.positions()),
+            shadows=self.parts.shadows.open_count,
+            equity=float(round(account.equity, 2)) if account else None,
+            analysis_ms=round(report.analysis_s * 1000, 1),
+            cycle_ms=round(report.seconds * 1000, 1),
+            garbage_ms=round(report.garbage_s * 1000, 2),
+            pss_mb=round(self.memory.pss_mb_last, 1),
+        )
+        self.status.cycle_finished(fresh=report.analysed, stale=report.stale)
+        self.notifier.cycle_finished(f"cycle {report.number}, {len(executor.positions())} positions")
+
+    async def _refresh_universe(self, summary: RunSummary) -> None:
+        try:
+            self.parts.instruments.refresh(await self.exchange.instruments())
+            universe = await self._choose(self.parts.instruments, self.parts.executor.held_symbols())
+            await self.parts.feed.set_symbols(universe.symbols)
+        except VenueError as error:
+            log.warning("the universe stays as it is", reason=str(error))
+            return
+        summary.symbols = len(universe.symbols)
+
+    # -- the end
+
+    async def _drain(self, summary: RunSummary, ledger: Ledger) -> None:
+        """Settle what is in flight; stops stay on the exchange. What follows closes the parts in reverse."""
+        self.notifier.stopping(f"draining: {self.stop.reason}")
+        executor = self.parts.executor
+        await executor.settle(self.settings.run.drain_limit_s)
+        account = await self._agreed(ledger)
+        totals = self.monitor.counters
+        self.memory.sample()
+        summary.snapshot = {
+            "orders": totals.get("trading.orders", 0),
+            "fills": totals.get("trading.fills", 0),
+            "positions_open": len(executor.positions()),
+            "positions_closed": totals.get("trading.positions_closed", 0),
+            "shadow_open": self.parts.shadows.open_count,
+            "shadow_closed": self.parts.shadows.closed_count,
+            "equity": account.ledger_equity if account else None,
+            "exchange_equity": account.venue_equity if account else None,
+        }
+        lag = self.lag.statistics()
+        summary.measured |= {
+            "loop_lag_ms_p99": round(lag.p99_ms, 3),
+            "pss_mb_last": round(self.memory.pss_mb_last, 1),
+            "pss_mb_peak": round(self.memory.pss_mb_peak, 1),
+        }
+
+    async def _agreed(self, ledger: Ledger) -> Any:
+        """Our books against the venue's at one instant.
+
+        An event on its way makes them differ for a moment, so a difference is looked at again while the
+        stream is read; one that stays is reported as it is.
+        """
+        equity = self.parts.equity
+        for _ in range(10):
+            await equity.look()
+            if equity.check is not None and abs(equity.check.difference) <= CENT:
+                break
+            await asyncio.sleep(0.2)
+        return equity.check
