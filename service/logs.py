@@ -46,6 +46,7 @@ _OWN_KEYS = frozenset(("message", "level", "timestamp", "logger"))
 
 # A line is for reading: what is longer is cut and says so.
 _TEXT_LIMIT = 16_384
+_SCANNED_LIMIT = 8 * _TEXT_LIMIT  # what is searched for secrets of a longer text: its two ends
 _ITEMS_LIMIT = 200
 _DEPTH_LIMIT = 6
 _REPEAT_TABLE_LIMIT = 1_024
@@ -67,8 +68,8 @@ _SECRET_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(bearer\s+)[\w.~+/=-]+", re.IGNORECASE), rf"\1{REDACTED}"),
     # The user-data stream's path ends in the listen key; stream names hold an @ and stay readable.
     (re.compile(r"(/ws/)[A-Za-z0-9]{20,}(?![@A-Za-z0-9_])"), rf"\1{REDACTED}"),
-    # scheme://user:password@host, as in DATABASE_URL
-    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(@)", re.IGNORECASE), rf"\1{REDACTED}\2"),
+    # scheme://user:password@host, as in DATABASE_URL; bounded, or a long text would take quadratic time
+    (re.compile(r"(://[^\s:/@]{0,128}:)[^\s/@]{1,256}(@)"), rf"\1{REDACTED}\2"),
 )
 
 
@@ -299,11 +300,17 @@ def _plain_mapping(value: Mapping[Any, Any], redactor: Redactor, depth: int) -> 
 
 
 def _plain_text(text: str, redactor: Redactor) -> str:
+    text = str(text)
+    left_out = max(0, len(text) - _SCANNED_LIMIT)
+    if left_out:
+        # This seam is never shown: it lies in what is cut below.
+        text = text[: _SCANNED_LIMIT // 2] + text[-_SCANNED_LIMIT // 2 :]
     # Redacted before it is cut, or half a secret could stand at the cut.
-    text = redactor.text(str(text))
+    text = redactor.text(text)
     if len(text) > _TEXT_LIMIT:
         half = _TEXT_LIMIT // 2
-        text = f"{text[:half]} ... {len(text) - 2 * half} characters left out ... {text[-half:]}"
+        left_out += len(text) - 2 * half
+        text = f"{text[:half]} ... {left_out} characters left out ... {text[-half:]}"
     # A lone surrogate cannot be written as UTF-8.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
