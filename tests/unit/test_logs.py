@@ -65,7 +65,8 @@ def test_fields_keep_their_types() -> None:
         class Part:
             name: str
         log.info("typed", amount=Decimal("1.20"), side=records.Side.BUY, nan=float("nan"),
-            infinite=float("-inf"), price=1.5, flag=True, none=None, path=Path("a/b"), when=datetime(2026, 1, 1, tzinfo=UTC),
+            infinite=float("-inf"), price=1.5, flag=True, none=None, path=Path("a/b"),
+            when=datetime(2026, 1, 1, tzinfo=UTC),
             took=timedelta(seconds=1.5), huge=10**30, items=(1, "x", Decimal("2")), nested={"a": {"b": [1]}},
             part=Part("feed"), update=records.Adjustment(adjustment_id="1", kind="funding",
             symbol="币安人生USDT", amount=Decimal("0.10"), reason="", at_ms=1), raw=b"\\xff",
