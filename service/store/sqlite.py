@@ -117,6 +117,10 @@ class SqliteStore:
 
         await self._write(write)
 
+    async def position(self, position_id: str) -> Position | None:
+        rows = await self._read("select payload from positions where position_id = ?", position_id)
+        return _position(rows[0][0]) if rows else None
+
     async def open_positions(self) -> list[Position]:
         rows = await self._read("select payload from positions where closed_ms = 0")
         return [_position(row[0]) for row in rows]
