@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+LOCK := --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet
 
 .PHONY: run test lint bench lock clean
 .DELETE_ON_ERROR:
@@ -34,8 +35,8 @@ $(VENV)/.test: requirements-dev.lock $(VENV)/.run
 	@touch $@
 
 lock: ## resolve the lock files anew from pyproject.toml
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate --extra test --extra lint pyproject.toml -o requirements-dev.lock
+	uv pip compile $(LOCK) --extra test --extra lint pyproject.toml -o requirements-dev.lock
+	uv pip compile $(LOCK) --constraints requirements-dev.lock pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build *.egg-info

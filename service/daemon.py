@@ -133,9 +133,9 @@ async def _trade(
                 recorder=monitor,
             ) as archive,
         ):
-            summary.archived = archive.archived
             opened = _Opened(settings, directory, monitor, pool, venue, store, archive)
             await opened.trade(summary, stop, started)
+        summary.archived = archive.archived
     finally:
         summary.measured |= _measured(monitor)
 

@@ -154,7 +154,7 @@ class LogSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     level: Literal["debug", "info", "warn", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
     repeat_window_s: NonNegative = 10.0
-    repeats_per_window: AtLeastOne = 5
+    repeats_per_window: AtLeastOne = 20
 
 
 class Settings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

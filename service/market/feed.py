@@ -202,7 +202,8 @@ class CandleFeed:
     async def _fill_each(self, series: Iterator[Series], progress: "_Progress") -> None:
         for symbol, timeframe in series:  # shared with the other tasks: each series is taken once
             try:
-                self._counts["fetched"] += await self._backfill.fill(symbol, timeframe, whole=True)
+                fetched = await self._backfill.fill(symbol, timeframe, whole=True)
+                self._counts["fetched"] += fetched  # not in one statement: others count during the await
             except (VenueUnavailable, VenueMalformed, RequestRejected) as error:
                 progress.failed += 1
                 self._failed(symbol, timeframe, error)

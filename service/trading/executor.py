@@ -638,7 +638,9 @@ class Executor:
 
     async def _set_status(self, name: str, status: OrderStatus, reason: str) -> Order:
         async with self._books:
-            order = self._orders[name]
+            order = await self._known(name)  # its final event may have come first and let go of it
+            if order is None:
+                raise KeyError(f"order {name} is not in the books")
             order = await self._merge(order, with_status(order, status, self._clock.now_ms(), reason))
             await self._after_order(order)
             return order
@@ -904,7 +906,6 @@ class Executor:
             log.warning("cancel failed", symbol=order.symbol, error=str(error))
             self.reconcile_wanted.set()
             return False
-        self._remember(order)
         await self._set_status(order.client_order_id, OrderStatus.CANCELLED, "")
         return True
 
