@@ -17,6 +17,7 @@ PerpdError
   StrategyInvalid         exit 78: a user's strategy cannot be loaded or breaks its contract
   WorkerLost              a worker died or was killed at its time limit
   ArchiveNotDrained       exit 74: records were left in memory at the end
+  StateConflict           a record contradicts what is booked: quarantine its symbol, trade the others
 """
 
 EXIT_OK = 0
@@ -67,6 +68,10 @@ class ArchiveNotDrained(PerpdError):
 
 class WorkerLost(PerpdError):
     """A worker process died, or was killed at its time limit, with a batch in hand."""
+
+
+class StateConflict(PerpdError):
+    """A record contradicts what the store holds, such as a venue order that belongs to another trade."""
 
 
 class VenueError(PerpdError):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from service.errors import DataDirectoryUnusable
+from service.errors import DataDirectoryUnusable, StateConflict
 from service.records import (
     Adjustment,
     Decision,
@@ -60,7 +60,10 @@ async def open_sqlite(path: Path) -> AsyncIterator["SqliteStore"]:
 
 
 class SqliteStore:
-    """StateStore on SQLite. Raises DataDirectoryUnusable when the file cannot be written."""
+    """StateStore on SQLite.
+
+    Raises: DataDirectoryUnusable: the file cannot be written; StateConflict: a constraint refuses it.
+    """
 
     def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
         self._connection = connection
@@ -215,6 +218,8 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, work, self._connection)
+        except sqlite3.IntegrityError as error:
+            raise StateConflict(f"{self._path}: {error}") from error
         except sqlite3.OperationalError as error:
             raise DataDirectoryUnusable(f"{self._path}: {error}; free space or check permissions") from error
 

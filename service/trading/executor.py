@@ -17,6 +17,7 @@ import structlog
 from service.errors import (
     DataDirectoryUnusable,
     OrderOutcomeUnknown,
+    StateConflict,
     VenueError,
     VenueMalformed,
 )
@@ -251,7 +252,7 @@ class Executor:
             except DataDirectoryUnusable as error:
                 self._note_store(error)
                 await self._pause(self._retry_s)
-            except (ArithmeticError, LookupError, ValueError) as error:
+            except (StateConflict, ArithmeticError, LookupError, ValueError) as error:
                 self._quarantine(event.symbol, error)
                 return
 
@@ -265,8 +266,8 @@ class Executor:
 
     def _quarantine(self, symbol: str, error: Exception) -> None:
         self._recorder.count("trading.quarantined")
-        self._quarantined[symbol] = f"an event could not be booked: {error!r}"
-        log.error("symbol quarantined: an event could not be booked", symbol=symbol, exc_info=error)
+        self._quarantined[symbol] = f"what happened could not be booked: {error!r}"
+        log.error("symbol quarantined: what happened could not be booked", symbol=symbol, exc_info=error)
         self.reconcile_wanted.set()
 
     async def book_adjustment(self, adjustment: Adjustment) -> bool:
@@ -979,6 +980,8 @@ class Executor:
             self._store_failing = False
         except DataDirectoryUnusable as error:
             self._note_store(error)
+        except StateConflict as error:
+            self._quarantine(order.symbol, error)
         await self._archive.put("orders", order)
 
     async def _save_position(self, position: Position) -> None:
