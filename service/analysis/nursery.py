@@ -18,12 +18,10 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from service.errors import PerpdError
-
 HEADER = struct.Struct("=I")
 _FORK = b"f"
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-_KEPT_ERRORS = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+_KNOWN_PACKAGES = ("builtins", "service")
 
 
 @dataclass(frozen=True)
@@ -162,8 +160,7 @@ def _answer(task: bytes) -> bytes:
 
 def _portable(error: Exception) -> Exception:
     """An error the daemon can decode without importing a strategy's modules."""
-    ours = isinstance(error, PerpdError) and type(error).__module__.startswith("service.")
-    if ours or type(error) in _KEPT_ERRORS:
+    if type(error).__module__.partition(".")[0] in _KNOWN_PACKAGES:
         try:
             if type(pickle.loads(pickle.dumps(error))) is type(error):
                 return error

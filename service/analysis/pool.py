@@ -26,7 +26,10 @@ T = TypeVar("T")
 _IN_FLIGHT = 2  # tasks per worker: the second waits in its socket, so that it never waits for the daemon
 _READ_BYTES = 1 << 18
 _MAX_STILLBORN = 3  # workers in a row that ended before they said their process id
-_FORK_PAUSE_S = 0.2  # after a worker that died early: a broken start must not become a fork storm
+_FORK_PAUSE_S, _MAX_FORK_PAUSE_S = (
+    0.2,
+    5.0,
+)  # after a worker that died early: a broken start must not become a fork storm
 
 log = structlog.get_logger("analysis.pool")
 
@@ -41,6 +44,14 @@ class _Task:
     def __init__(self, payload: bytes) -> None:
         self.payload = payload
         self.future: Future[Any] = Future()
+
+    def begin(self) -> bool:
+        """Mark it as running (a lost worker's already is); False when it was cancelled."""
+        return self.future.running() or self.future.set_running_or_notify_cancel()
+
+    def fail(self, error: WorkerLost) -> None:
+        if self.begin():
+            self.future.set_exception(error)
 
 
 class _Worker:
@@ -160,7 +171,7 @@ class NurseryPool(Executor):
         for worker in list(self._workers):
             self._drop(worker)
             for task in worker.tasks:
-                _fail(task, WorkerLost("the pool was closed"))
+                task.fail(WorkerLost("the pool was closed"))
         self._fail_pending(WorkerLost("the pool was closed"))
         self._nursery.close()
 
@@ -174,7 +185,7 @@ class NurseryPool(Executor):
 
     def _refill_later(self) -> None:
         if self._refill_timer is None and not self._closed:
-            pause = _FORK_PAUSE_S * self._stillborn
+            pause = min(_FORK_PAUSE_S * self._stillborn, _MAX_FORK_PAUSE_S)
             self._refill_timer = self._loop.call_later(pause, self._refill)
 
     def _fork(self) -> _Worker:
@@ -219,7 +230,7 @@ class NurseryPool(Executor):
             self._stillborn += 1
         log.warning("worker lost", pid=worker.pid, reason=reason, tasks=len(worker.tasks))
         if worker.tasks and worker.pid:
-            _fail(worker.tasks.popleft(), WorkerLost(f"worker {worker.pid} {reason}"))
+            worker.tasks.popleft().fail(WorkerLost(f"worker {worker.pid} {reason}"))
         self._pending.extendleft(reversed(worker.tasks))
         if self._stillborn >= _MAX_STILLBORN:
             cause = self._nursery.failure() or "workers end as soon as they start"
@@ -229,7 +240,7 @@ class NurseryPool(Executor):
 
     def _fail_pending(self, error: WorkerLost) -> None:
         while self._pending:
-            _fail(self._pending.popleft(), error)
+            self._pending.popleft().fail(error)
 
     def _kill(self, worker: _Worker, reason: str) -> None:
         if worker.pid:
@@ -255,8 +266,8 @@ class NurseryPool(Executor):
             if not free:
                 return
             task = self._pending.popleft()
-            if not task.future.set_running_or_notify_cancel():
-                continue
+            if not task.begin():
+                continue  # cancelled while it waited
             self._give(min(free, key=lambda w: len(w.tasks)), task)
 
     def _give(self, worker: _Worker, task: _Task) -> None:
@@ -385,11 +396,6 @@ class _LimitReached(BaseException):
 
 def _interrupt(number: int, where: FrameType | None) -> None:
     raise _LimitReached
-
-
-def _fail(task: _Task, error: WorkerLost) -> None:
-    if task.future.running() or task.future.set_running_or_notify_cancel():
-        task.future.set_exception(error)
 
 
 @asynccontextmanager

@@ -1,0 +1,242 @@
+"""Worker processes: their work, their deaths and their replacements."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from service.analysis.nursery import spawn_nursery
+from service.analysis.pool import InlineExecutor, NurseryPool, WorkersUnavailable, open_pool
+from service.analysis.worker import describe_strategy
+from service.errors import StrategyInvalid, WorkerLost
+from service.settings import AnalysisSettings, StrategySettings
+
+# Functions of the standard library serve as tasks: workers know no test module.
+WAIT_FOR_EVER = (time.sleep, 3_600)
+
+
+async def result(future):
+    return await asyncio.wrap_future(future)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  processes end without telling the loop
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def pool():
+    pool = NurseryPool(spawn_nursery(), 2, limit_s=30.0, memory_limit_bytes=1_000_000_000)
+    yield pool
+    pool.shutdown()
+
+
+async def test_tasks_run_in_other_processes_and_answer(pool):
+    futures = [pool.submit(divmod, n, 7) for n in range(100)]
+    assert [await result(f) for f in futures] == [divmod(n, 7) for n in range(100)]
+    pids = {await result(pool.submit(os.getpid)) for _ in range(10)}
+    assert pids <= set(pool.pids)
+    assert os.getpid() not in pids
+
+
+async def test_answers_larger_than_a_socket_buffer_arrive_whole(pool):
+    assert await result(pool.submit(bytes, 5_000_000)) == bytes(5_000_000)
+    assert await result(pool.submit(len, bytes(5_000_000))) == 5_000_000
+
+
+async def test_an_error_of_a_task_comes_back_as_itself_or_as_text(pool):
+    with pytest.raises(ZeroDivisionError):
+        await result(pool.submit(divmod, 1, 0))
+    with pytest.raises(RuntimeError, match="JSONDecodeError"):
+        await result(pool.submit(json.loads, "{"))
+    with pytest.raises(StrategyInvalid, match="nobody"):
+        await result(pool.submit(describe_strategy, StrategySettings(name="nobody")))
+    assert pool.lost == 0
+
+
+async def test_a_killed_worker_costs_its_task_and_is_replaced(pool):
+    hung = pool.submit(*WAIT_FOR_EVER)
+    first = set()
+    await until(lambda: len(pool.pids) == 2)
+    first.update(pool.pids)
+    others = [pool.submit(divmod, n, 7) for n in range(20)]
+    for pid in list(pool.pids):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost):
+        await result(hung)
+    done = await asyncio.gather(*map(result, others), return_exceptions=True)
+    assert sum(isinstance(d, WorkerLost) for d in done) <= 1  # at most what the other one was at
+    await until(lambda: len(pool.pids) == 2)
+    assert not first & set(pool.pids)
+    assert pool.lost == 2
+
+
+async def test_a_hung_task_is_killed_at_its_limit_and_what_waited_behind_it_is_not_lost():
+    pool = NurseryPool(spawn_nursery(), 1, limit_s=0.5, memory_limit_bytes=1_000_000_000)
+    try:
+        hung = pool.submit(*WAIT_FOR_EVER)
+        behind = [pool.submit(divmod, 9, 7), pool.submit(divmod, 8, 7)]
+        with pytest.raises(WorkerLost, match="time limit"):
+            await result(hung)
+        assert [await result(f) for f in behind] == [(1, 2), (1, 1)]
+    finally:
+        pool.shutdown()
+
+
+async def test_a_task_can_be_killed_by_hand(pool):
+    hung = pool.submit(*WAIT_FOR_EVER)
+    await until(lambda: len(pool.pids) == 2)
+    assert pool.kill(hung)
+    with pytest.raises(WorkerLost, match="on request"):
+        await result(hung)
+    assert not pool.kill(hung)
+
+
+async def test_a_worker_that_grows_beyond_its_limit_is_replaced_between_tasks():
+    pool = NurseryPool(spawn_nursery(), 1, limit_s=30.0, memory_limit_bytes=60_000_000)
+    try:
+        leaky = await result(pool.submit(os.getpid))
+        # interning keeps the text: a leak that survives the task
+        await result(pool.submit(exec, "import sys; sys.leak = bytes(bytearray(b'x') * 80_000_000)"))
+        await until(lambda: pool.replaced == 1)
+        assert await result(pool.submit(os.getpid)) != leaky
+        assert pool.lost == 0
+        await until(lambda: not alive(leaky))
+    finally:
+        pool.shutdown()
+
+
+async def test_workers_are_replaced_on_request_and_by_age(pool):
+    await until(lambda: len(pool.pids) == 2)
+    before = set(pool.pids)
+    pool.replace_workers("test")
+    await until(lambda: len(pool.pids) == 2 and not before & set(pool.pids))
+    aged = NurseryPool(spawn_nursery(), 1, limit_s=30.0, memory_limit_bytes=10**9, max_tasks=3)
+    try:
+        pids = [await result(aged.submit(os.getpid)) for _ in range(7)]
+        assert len(set(pids)) == 3
+    finally:
+        aged.shutdown()
+
+
+async def test_a_lost_nursery_is_replaced_and_work_goes_on(pool):
+    await result(pool.submit(os.getpid))
+    old = pool.nursery_pid
+    os.kill(old, signal.SIGKILL)
+    await until(lambda: pool.lost == 2 and len(pool.pids) == 2)  # workers die with their nursery
+    assert pool.nursery_pid != old
+    assert await result(pool.submit(divmod, 9, 7)) == (1, 2)
+
+
+async def test_a_nursery_that_cannot_start_fails_the_work_with_its_reason(monkeypatch):
+    from service.analysis import nursery
+
+    def broken():
+        ours, theirs = nursery.socket.socketpair()
+        with theirs:
+            theirs.set_inheritable(True)
+            program = f"import socket; socket.socket(fileno={theirs.fileno()}).sendall(b'no numpy here')"
+            pid = os.posix_spawn(sys.executable, [sys.executable, "-c", program], dict(os.environ))
+        return nursery.Nursery(pid, ours)
+
+    pool = NurseryPool(broken(), 1, limit_s=30.0, memory_limit_bytes=10**9, respawn=broken)
+    try:
+        with pytest.raises(WorkersUnavailable):
+            await result(pool.submit(os.getpid))
+    finally:
+        pool.shutdown()
+
+
+async def test_no_process_is_left_when_the_pool_closes_even_with_a_hung_worker():
+    async with open_pool(AnalysisSettings(workers=2), spawn_nursery()) as pool:
+        hung = pool.submit(*WAIT_FOR_EVER)
+        await until(lambda: len(pool.pids) == 2)
+        pids = [pool.nursery_pid, *pool.pids]
+    with pytest.raises(WorkerLost, match="closed"):
+        await result(hung)
+    await until(lambda: not any(map(alive, pids)))
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(os.getpid)
+
+
+_DAEMON = """
+import asyncio, os, signal, sys, time
+from service.analysis.nursery import start_nursery
+nursery = start_nursery()
+from service.analysis.pool import NurseryPool
+async def main():
+    pool = NurseryPool(nursery, 2, limit_s=60.0, memory_limit_bytes=10**9)
+    pool.submit(time.sleep, 3600)
+    while len(pool.pids) < 2:
+        await asyncio.sleep(0.01)
+    pool.submit(print, "a worker's print goes nowhere")
+    print(nursery.pid, *pool.pids, flush=True)
+    await asyncio.sleep(3600)
+asyncio.run(main())
+"""
+
+
+def test_nothing_outlives_a_killed_daemon_and_workers_print_nowhere():
+    with subprocess.Popen(
+        [sys.executable, "-c", _DAEMON], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as daemon:
+        pids = [int(word) for word in daemon.stdout.readline().split()]
+        assert len(pids) == 3
+        assert all(map(alive, pids))
+        for pid in pids:
+            os.kill(pid, signal.SIGINT)  # as Ctrl-C and a supervisor would
+            os.kill(pid, signal.SIGTERM)
+        assert all(map(alive, pids))
+        daemon.kill()
+        out, err = daemon.communicate(timeout=30)
+    assert (out, err) == ("", "")
+    asyncio.run(until(lambda: not any(map(alive, pids))))
+
+
+def test_a_forked_nursery_carries_nothing_heavy():
+    program = (
+        "from service.analysis.nursery import start_nursery\n"
+        "import sys\n"
+        "assert not {'numpy', 'talib', 'asyncio', 'structlog', 'pandas'} & set(sys.modules)\n"
+        "nursery = start_nursery()\n"
+        "import asyncio\n"
+        "from service.analysis.pool import NurseryPool\n"
+        "async def main():\n"
+        "    pool = NurseryPool(nursery, 1, limit_s=60.0, memory_limit_bytes=10**9)\n"
+        "    code = \"import sys; assert not {'pandas', 'asyncio', 'structlog'} & set(sys.modules)\"\n"
+        "    await asyncio.wrap_future(pool.submit(exec, code))\n"
+        "    assert 'numpy' not in sys.modules\n"
+        "    pool.shutdown()\n"
+        "asyncio.run(main())\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_the_inline_executor_answers_fails_and_interrupts():
+    executor = InlineExecutor(limit_s=0.2)
+    assert executor.submit(divmod, 9, 7).result() == (1, 2)
+    assert isinstance(executor.submit(divmod, 9, 0).exception(), ZeroDivisionError)
+    with pytest.raises(WorkerLost, match="time limit"):
+        executor.submit(*WAIT_FOR_EVER).result()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+async def test_no_workers_means_no_process():
+    async with open_pool(AnalysisSettings(workers=0), None) as executor:
+        assert isinstance(executor, InlineExecutor)
+        assert await result(executor.submit(os.getpid)) == os.getpid()
