@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -119,6 +120,15 @@ def _check(args: argparse.Namespace) -> None:
     for valid, name, found, allowed in checks:
         if not valid:
             raise SettingsInvalid(f"{name}: found {found}, allowed is {allowed}")
+    if args.parent and not _stdin_is_a_pipe():
+        raise SettingsInvalid("--parent: standard input must be a pipe that the parent holds open")
+
+
+def _stdin_is_a_pipe() -> bool:
+    if sys.stdin is None or sys.stdin.closed:
+        return False
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def parse_keys(pairs: list[str]) -> dict[str, str]:

@@ -202,8 +202,12 @@ class Venue:
         now_ms = self.catch_up()
         content = encode_state(self.options.market, now_ms, self.engine.state())
         self.changed = False
+        writing = asyncio.ensure_future(asyncio.to_thread(write_state, path, content))
         try:
-            await asyncio.to_thread(write_state, path, content)
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await writing  # a thread cannot be cancelled, and the next save must not overtake it
+            raise
         except OSError as error:
             self.changed = True
             log.error("the state could not be saved", path=str(path), reason=error.strerror)

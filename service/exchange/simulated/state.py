@@ -30,6 +30,8 @@ def load_state(path: Path, market: Mapping[str, str]) -> Saved | None:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise SettingsInvalid(f"{path}: its folder does not exist") from None
         return None
     except OSError as error:
         raise SettingsInvalid(f"{path}: cannot be read: {error.strerror}") from None
