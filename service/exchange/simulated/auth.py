@@ -47,9 +47,6 @@ class Keys:
         self._secrets = dict(secrets)
         self._speed = speed
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self._secrets)
-
     def known(self, api_key: str | None) -> str:
         """Raises -2014 for a key that is missing or malformed, -2015 for one nobody registered."""
         if not api_key:
