@@ -301,8 +301,12 @@ class PaperExchange(AccountCalls):
     async def save(self) -> None:
         """Write the account's state, whole or not at all. Raises DataDirectoryUnusable."""
         body = msgspec.json.encode(self._engine.state())
+        write = asyncio.ensure_future(asyncio.to_thread(_write_whole, self._state, body))
         try:
-            await asyncio.to_thread(_write_whole, self._state, body)
+            await asyncio.shield(write)
+        except asyncio.CancelledError:
+            await write  # its thread goes on regardless, and a later save must not meet it
+            raise
         except OSError as error:
             raise DataDirectoryUnusable(f"{self._state}: {error.strerror}") from None
 
