@@ -1,5 +1,6 @@
 """One trading cycle: look at the market, analyse it, decide on each signal, trade the best of them."""
 
+import asyncio
 import gc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -141,6 +142,17 @@ async def _answer(
         opened = await parts.executor.open(ranked.signal, answer)
     if isinstance(opened, Refused):
         return opened, context
+    log.info(
+        "position opened",
+        symbol=symbol,
+        position_side=opened.position_side,
+        quantity=opened.quantity,
+        entry_price=opened.entry_price,
+        stop=opened.stop,
+        target=opened.target,
+        leverage=opened.leverage,
+        confidence=round(ranked.signal.confidence, 3),
+    )
     return answer, after_entry(context, symbol, float(answer.margin))
 
 
@@ -159,7 +171,8 @@ async def _keep(parts: Parts, decisions: Sequence[tuple[Signal, Decision]]) -> N
 
 async def _follow_shadows(parts: Parts, now_ms: int) -> None:
     """Show the shadows the candles that closed since they were last looked at."""
-    for symbol in parts.shadows.symbols():
+    for symbol in sorted(parts.shadows.symbols()):
+        await asyncio.sleep(0)  # a full book takes a while: others get their turn between two symbols
         since_ms = parts.shadows.checked_ms(symbol)
         if since_ms + CANDLE_MS > now_ms:
             continue  # nothing can have closed yet

@@ -6,7 +6,7 @@ The only file that knows all parts, and the only place where an unexpected error
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor as Pool
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 PROGRESS_STEPS = 5
 CLOSE_POLL_S = 0.01
+SETTLE_SHARE = 0.6  # of the drain limit, for orders in flight; the rest is for the archive
 CENT = Decimal("0.01")
 
 log = structlog.get_logger("perpd")
@@ -129,7 +130,7 @@ async def _trade(
                 directory / "archive",
                 settings.archive,
                 venue.clock,
-                drain_limit_s=settings.run.drain_limit_s,
+                drain_limit_s=settings.run.drain_limit_s * (1 - SETTLE_SHARE),
                 recorder=monitor,
             ) as archive,
         ):
@@ -181,6 +182,8 @@ class _Opened:
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
+        self.chosen: set[str] = set()
+        self.gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
         """Open the market and the books, then run cycles until the stop, then settle."""
@@ -197,7 +200,15 @@ class _Opened:
         try:
             facts = await analyzer.describe_strategy()
             log.info("strategy loaded", strategy=facts.name)
-            await self._trade_on(candles, analyzer, summary, started)
+            async with serving(
+                settings.web.host,
+                settings.web.port,
+                health=self.status.health,
+                ready=self.status.ready,
+                metrics=lambda: self.status.metrics(self.monitor, self.lag, self.memory, self.gauges()),
+            ) as port:
+                log.info("serving health, readiness and metrics", host=settings.web.host, port=port)
+                await self._trade_on(candles, analyzer, summary, started)
         finally:
             analyzer.close()
             candles.close()
@@ -258,19 +269,13 @@ class _Opened:
             load=lambda: self.load,
             entries_off=self._entries_off,
         )
+        self.gauges = self._gauges
         await self._bootstrap(universe)
         async with (
             executor.running(),
             exchange.user_stream(executor.on_event, executor.on_gap),
             reconciler.running(),
             feed.running(universe.symbols),
-            serving(
-                settings.web.host,
-                settings.web.port,
-                health=self.status.health,
-                ready=self.status.ready,
-                metrics=lambda: self.status.metrics(self.monitor, self.lag, self.memory, self._gauges()),
-            ) as port,
             self._watching(),
         ):
             await feed.settled()
@@ -278,7 +283,7 @@ class _Opened:
             await self._decided_before()
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: collections need not look at it
-            log.info("trading", symbols=len(universe.symbols), web=f"http://{settings.web.host}:{port}")
+            log.info("trading", symbols=len(universe.symbols))
             self.notifier.ready("trading")
             started.set()
             await self._cycles(summary, universe)
@@ -301,7 +306,9 @@ class _Opened:
             held=held,
             now_ms=self.clock.now_ms(),
         )
-        log.info("universe chosen", symbols=len(universe.symbols), dropped=universe.dropped)
+        if set(universe.symbols) != self.chosen:
+            log.info("universe chosen", symbols=len(universe.symbols), dropped=universe.dropped)
+        self.chosen = set(universe.symbols)
         return universe
 
     async def _bootstrap(self, universe: Universe) -> None:
@@ -348,7 +355,7 @@ class _Opened:
     async def _sample_memory(self) -> None:
         while True:
             with self.monitor.operation("memory sample"):
-                sampled = await asyncio.to_thread(self.memory.sample)
+                sampled = self.memory.sample()  # 0.6 ms for four processes: cheaper than a thread
             self.load = Load(sampled.memory_fraction, sampled.cpu_fraction)
             await asyncio.sleep(self.settings.monitor.sample_s)
 
@@ -446,6 +453,7 @@ class _Opened:
             refused=report.refused,
             positions=len(executor.positions()),
             shadows=self.parts.shadows.open_count,
+            shadows_closed=self.parts.shadows.closed_count,
             equity=float(round(account.equity, 2)) if account else None,
             analysis_ms=round(report.analysis_s * 1000, 1),
             cycle_ms=round(report.seconds * 1000, 1),
@@ -471,7 +479,8 @@ class _Opened:
         """Settle what is in flight; stops stay on the exchange. What follows closes the parts in reverse."""
         self.notifier.stopping(f"draining: {self.stop.reason}")
         executor = self.parts.executor
-        await executor.settle(self.settings.run.drain_limit_s)
+        await executor.settle(self.settings.run.drain_limit_s * SETTLE_SHARE)
+        await self.parts.shadows.flush(everything=True)
         account = await self._agreed(ledger)
         totals = self.monitor.counters
         self.memory.sample()

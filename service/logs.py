@@ -471,6 +471,7 @@ def _route_logging(output: _Output, level: int) -> None:
     root = logging.getLogger()
     root.handlers[:] = [_LinesToLog(output)]
     root.setLevel(level)
+    logging.getLogger("picows").setLevel(max(level, logging.WARNING))  # it tells of every connection
     logging.raiseExceptions = False  # a handler's own failure would go to stderr
 
 

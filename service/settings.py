@@ -107,7 +107,7 @@ class TradingSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     top_signals: Count = 3
     max_positions: Count = 3
     shadow_hours: Positive = 96.0
-    max_shadows: AtLeastOne = 5_000
+    max_shadows: AtLeastOne = 20_000
     stop_working_type: Literal["CONTRACT_PRICE", "MARK_PRICE"] = "MARK_PRICE"
     answer_limit_s: Positive = 10.0
     unprotected_limit_s: Positive = 15.0

@@ -6,6 +6,7 @@ target at the target; taker fees on both sides. Funding is left out.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -13,6 +14,7 @@ from service.ports import Archive, CandleRow, Recorder, StateStore
 from service.records import TIMEFRAME_MS, CloseReason, PositionSide, ShadowPosition, Signal
 
 CANDLE_MS = TIMEFRAME_MS["5m"]
+MOVED_PER_FLUSH = 250  # keeps a cycle with a full book short
 HOUR_MS = 3_600_000
 
 
@@ -123,7 +125,8 @@ class ShadowBook:
         self._open: dict[str, dict[str, ShadowPosition]] = {}
         self._count = 0
         self._closed_count = 0
-        self._unsaved: dict[str, ShadowPosition] = {}
+        self._unsaved: dict[str, ShadowPosition] = {}  # opened or closed: written at the next flush
+        self._moved: dict[str, ShadowPosition] = {}  # looked at: written a few at a time, oldest first
 
     async def restore(self) -> None:
         """Go on with what the store has; feed candles from `checked_ms` of each symbol on."""
@@ -171,12 +174,14 @@ class ShadowBook:
             moved = advance(shadow, candles, fee_fraction=self._fee_fraction, life_ms=self._life_ms)
             if moved is shadow:
                 continue
-            self._unsaved[name] = moved
             if moved.closed_ms:
+                self._unsaved[name] = moved
                 closed.append(moved)
                 self._drop(moved)
             else:
                 shadows[name] = moved
+                unsaved = self._unsaved if name in self._unsaved else self._moved
+                unsaved[name] = moved
         return closed
 
     def expire(self, now_ms: int) -> list[ShadowPosition]:
@@ -194,9 +199,15 @@ class ShadowBook:
                     closed.append(ended)
         return closed
 
-    async def flush(self) -> None:
-        """Write what changed in one transaction, and archive what closed. Call once a cycle."""
+    async def flush(self, *, everything: bool = False) -> None:
+        """Write what opened and closed in one transaction, and archive what closed. Call once a cycle.
+
+        Of those merely looked at only some are written, unless `everything` is asked for: a restart
+        looks again at the candles since, and comes to the same.
+        """
         changed, self._unsaved = self._unsaved, {}
+        looked_at = list(islice(self._moved, None if everything else MOVED_PER_FLUSH))
+        changed |= {name: self._moved.pop(name) for name in looked_at}
         if not changed:
             return
         try:
@@ -215,6 +226,7 @@ class ShadowBook:
     def _drop(self, shadow: ShadowPosition) -> None:
         shadows = self._open[shadow.symbol]
         del shadows[shadow.position_id]
+        self._moved.pop(shadow.position_id, None)
         if not shadows:
             del self._open[shadow.symbol]
         self._count -= 1
