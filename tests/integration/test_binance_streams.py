@@ -9,6 +9,7 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from service.clock import ManualClock, WallClock
+from service.errors import VenueCredentials
 from service.exchange.binance import streams
 from service.exchange.binance.adapter import BinanceExchange, open_binance
 from service.ports import UserEvent
@@ -270,6 +271,14 @@ async def test_the_private_stream_delivers_events_under_its_key(
     assert order.client_order_id == "entry-1"
     assert venue.paths == ["/private/ws?listenKey=key-1"]
     assert venue.kept == []  # and above all no DELETE on the way out
+
+
+async def test_a_private_stream_without_keys_is_refused_at_once(venue: FakeStreams):
+    settings = ExchangeSettings(rest_url=f"http://{venue.url}", stream_url=f"ws://{venue.url}")
+    async with open_binance(settings, WallClock()) as exchange:
+        with pytest.raises(VenueCredentials, match="listenKey"):
+            async with exchange.user_stream(lambda event: None, lambda: None):
+                pytest.fail("entered")
 
 
 async def test_an_expired_key_is_replaced_and_reported_as_a_gap(

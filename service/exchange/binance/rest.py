@@ -152,9 +152,9 @@ class RestClient:
             log.info("venue clock measured", ahead_ms=ahead_ms, round_trip_ms=ended_ms - began_ms)
 
     async def keep_offset(self) -> None:
-        """Measure the offset every hour, until cancelled."""
+        """Measure the offset every hour of wall time, until cancelled."""
         while True:
-            await self._clock.sleep_s(OFFSET_EVERY_S)
+            await self._clock.sleep_s(OFFSET_EVERY_S * self._clock.speed)
             try:
                 await self.measure_offset()
             except VenueError as error:

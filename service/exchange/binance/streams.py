@@ -15,7 +15,13 @@ import msgspec
 import picows
 import structlog
 
-from service.errors import RequestRejected, VenueError, VenueUnavailable
+from service.errors import (
+    RequestRejected,
+    VenueCredentials,
+    VenueError,
+    VenueRestricted,
+    VenueUnavailable,
+)
 from service.exchange.binance.codec import beginning, candle_update, market_message
 from service.ports import Clock
 from service.records import CandleUpdate
@@ -212,11 +218,18 @@ class Supervisor:
         self._missed = not self.open.is_set()
 
     async def run(self) -> None:
-        """Raises what a callback raised."""
+        """Raises what a callback raised, and what refuses the very first link for good."""
         failures = 0
         while True:
             try:
                 link = await self._dial()
+            except (VenueCredentials, VenueRestricted) as error:
+                if not self.open.is_set():
+                    raise  # it never worked: the settings are wrong
+                failures += 1
+                log.error("stream refused", stream=self._name, error=str(error), failures=failures)
+                await self._pause(failures)
+                continue
             except VenueError as error:
                 failures += 1
                 log.warning("stream not open", stream=self._name, error=str(error), failures=failures)
