@@ -118,6 +118,7 @@ class Executor:
         self._foreign: dict[str, str] = {}  # symbol to why; set by reconciliation
         self._quarantined: dict[str, str] = {}  # symbol to why; until the next start
         self._versions: Counter[str] = Counter()
+        self._restored = False
         self._draining = False
         self._store_failing = False
         self.reconcile_wanted = asyncio.Event()
@@ -127,7 +128,7 @@ class Executor:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Executor"]:
         """Read what the store knows, then apply events until the block ends."""
-        await self._restore()
+        await self.restore()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             processor = tasks.create_task(self._process(), name="trading.events")
@@ -353,10 +354,12 @@ class Executor:
                 outcome = after_fill(position, fill, booking.fee, booking.realised_pnl)
                 record = outcome.position
                 if outcome.closed:
-                    reason = close_reason(fill, order, self._meant.get(position.position_id))
+                    cause = order or self._triggered(position)
+                    reason = close_reason(fill, cause, self._meant.get(position.position_id))
                     traded = self._entered.get(position.position_id, ZERO)
                     record = with_close(record, reason, fill.filled_ms, traded)
             if not await self._ledger.book_fill(fill, booking, record):
+                await self._name_reason(fill, order)
                 return False
             self._store_failing = False
             self._recorder.count("trading.fills")
@@ -375,6 +378,26 @@ class Executor:
             if order is not None:
                 await self._after_order(order)
             return True
+
+    def _triggered(self, position: Position) -> Order | None:
+        """The position's conditional order that is executing: a fill under a name unknown to us is its."""
+        for name in (position.stop_order_id, position.target_order_id):
+            order = self._orders.get(name)
+            if order is not None and order.status is OrderStatus.TRIGGERED:
+                return order
+        return None
+
+    async def _name_reason(self, fill: Fill, order: Order | None) -> None:
+        """A closing fill that was booked under an unknown name is told again under our order's."""
+        if order is None or order.position_id in self._positions:
+            return
+        closed = await self._store.position(order.position_id)
+        if closed is None or closed.close_reason != CloseReason.MANUAL or closed.closed_ms != fill.filled_ms:
+            return
+        named = msgspec.structs.replace(closed, close_reason=close_reason(fill, order, None).value)
+        if named != closed:
+            await self._save_position(named)
+            await self._archive.put("positions", named)
 
     async def _after_fill(self, fill: Fill, position: Position) -> None:
         name = position.position_id
@@ -947,7 +970,11 @@ class Executor:
 
     # -- small parts --------------------------------------------------------------------------------
 
-    async def _restore(self) -> None:
+    async def restore(self) -> None:
+        """Read positions and orders from the store; once, however often it is asked."""
+        if self._restored:
+            return
+        self._restored = True
         for position in await self._store.open_positions():
             self._positions[position.position_id] = position
             entries = await self._store.fills(client_order_id(position.position_id, "entry", 0))

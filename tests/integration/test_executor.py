@@ -585,6 +585,25 @@ async def test_closes_by_others_are_recognised(desk: Desk, prefix, reason):
     assert await desk.equal()
 
 
+async def test_a_stop_that_fills_under_an_unknown_name_is_still_a_stop(desk: Desk):
+    position = await opened(desk)
+    [stop] = desk.venue.resting(OrderPurpose.STOP)
+    desk.venue.emit(msgspec.structs.replace(stop, status=OrderStatus.TRIGGERED))
+    desk.venue.mark = Decimal(99)
+    desk.venue.execute(position.stop_order_id, Decimal(2), "x-1")
+    assert (await desk.closed()).close_reason == "stop"
+
+
+async def test_a_fill_that_is_named_later_names_the_reason(desk: Desk):
+    position = await opened(desk)
+    desk.venue.mark = Decimal(99)
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(2), "x-1")
+    assert (await desk.closed()).close_reason == "manual"
+    desk.venue.emit(msgspec.structs.replace(desk.venue.fills[-1], client_order_id=position.stop_order_id))
+    assert (await desk.closed()).close_reason == "stop"
+    assert await desk.equal()
+
+
 async def test_a_partial_close_leaves_the_rest_open_and_protected(desk: Desk):
     await opened(desk)
     desk.venue.mark = Decimal(101)
