@@ -11,14 +11,13 @@ import msgspec
 import structlog
 
 from service.analysis.analyzer import AnalysisResult, ParallelAnalyzer
-from service.analysis.batching import Load
 from service.archive.archiver import DataArchiver
 from service.errors import VenueError
 from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
 from service.monitor.performance import PerformanceMonitor
 from service.ports import Clock, StateStore
-from service.records import TIMEFRAME_MS, Bracket, Decision, DecisionOutcome, Signal
+from service.records import TIMEFRAME_MS, Bracket, Decision, DecisionOutcome, Load, Signal
 from service.settings import Settings
 from service.trading.decide import as_decision, decide
 from service.trading.equity import EquityWatch
@@ -109,7 +108,7 @@ async def _decide_all(
         available_balance=float(account.available_balance) if account else None,
         marks=parts.equity.marks,
         statistics=trade_statistics(history),
-        open_positions=len(parts.executor.positions()),
+        open_positions=len(parts.executor.positions()) + len(parts.executor.pending_positions()),
         held_symbols=parts.executor.held_symbols(),
         stale_symbols=frozenset(stale),
         entries_off=parts.entries_off(),

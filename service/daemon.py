@@ -17,7 +17,6 @@ import structlog
 import uvloop
 
 from service.analysis.analyzer import ParallelAnalyzer
-from service.analysis.batching import Load
 from service.analysis.pool import open_pool
 from service.archive.archiver import DataArchiver, archiving
 from service.clock import WallClock
@@ -36,6 +35,7 @@ from service.monitor.performance import PerformanceMonitor
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import Clock, Exchange, StateStore
+from service.records import Load
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.sqlite import open_sqlite
@@ -178,7 +178,7 @@ class _Opened:
         self.notifier = Notifier.from_environment(os.environ)
         self.lag = LoopLag(alarm_ms=settings.monitor.lag_alarm_ms, on_alarm=self._on_lag)
         self.memory = MemorySampler(settings.monitor.memory_limit_mb, exclude_pids=lambda: set(venue.pids))
-        self.load = Load(0.0, 0.0)
+        self.load = Load(memory_fraction=0.0, cpu_fraction=0.0)
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
@@ -251,6 +251,7 @@ class _Opened:
             interval_s=settings.trading.reconcile_s,
         )
         feed = CandleFeed(exchange, candles, clock, settings.market, self.monitor)
+        await executor.restore()
         universe = await self._choose(instruments, executor.held_symbols())
         await exchange.prepare(universe.symbols, settings.exchange.margin_type)
         self.parts = Parts(
@@ -355,8 +356,7 @@ class _Opened:
     async def _sample_memory(self) -> None:
         while True:
             with self.monitor.operation("memory sample"):
-                sampled = self.memory.sample()  # 0.6 ms for four processes: cheaper than a thread
-            self.load = Load(sampled.memory_fraction, sampled.cpu_fraction)
+                self.load = self.memory.sample()  # 0.6 ms for four processes: cheaper than a thread
             await asyncio.sleep(self.settings.monitor.sample_s)
 
     def _on_lag(self, lag_ms: float) -> None:

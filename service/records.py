@@ -176,6 +176,13 @@ class Bracket(Record, frozen=True, kw_only=True):
     maintenance_amount: Decimal  # quote; subtracted so that the requirement is continuous
 
 
+class Load(msgspec.Struct, frozen=True, gc=False):
+    """How busy the daemon's process tree is. Each 0 to 1, and beyond when over its limit."""
+
+    memory_fraction: float  # PSS over the memory limit
+    cpu_fraction: float  # CPU time over what all cores could have given
+
+
 class Ticker(Record, frozen=True, kw_only=True):
     """Last 24 hours of one symbol."""
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from service.analysis.batching import Load, batch_size, in_batches
+from service.analysis.batching import batch_size, in_batches
 from service.analysis.pool import WorkersUnavailable
 from service.analysis.worker import Outcome, Place, StrategyFacts, Task, analyse_batch, describe_strategy
 from service.errors import PerpdError, WorkerLost
 from service.market.candles import CandleStore
 from service.ports import Recorder
-from service.records import Signal
+from service.records import Load, Signal
 from service.settings import AnalysisSettings, StrategySettings
 
 _LANES_PER_WORKER = 2  # batches in flight per worker: one is worked on, one waits beside it

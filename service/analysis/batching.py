@@ -2,16 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+from service.records import Load
 
 T = TypeVar("T")
-
-
-class Load(NamedTuple):
-    """How busy the daemon's process tree is. Memory is its share of the budget, CPU of all cores; 0 to 1."""
-
-    memory_fraction: float
-    cpu_fraction: float
 
 
 def batch_size(

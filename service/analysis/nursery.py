@@ -92,7 +92,7 @@ def serve(control: socket.socket) -> NoReturn:
     """Be the nursery: import, freeze, fork on request; never returns."""
     try:
         _leave_the_daemon()
-        _preload()
+        preload()
         while True:
             word, descriptors, _, _ = socket.recv_fds(control, len(_FORK), 1)
             if not word:
@@ -123,7 +123,7 @@ def _leave_the_daemon() -> None:
     _name_process("perpd-nursery")
 
 
-def _preload() -> None:
+def preload() -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read by numpy on import; a thread must not be forked
     import service.analysis.worker
     import service.strategies.ict_smc  # noqa: F401

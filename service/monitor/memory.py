@@ -10,20 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
+from service.records import Load
 
 _MB = 1024 * 1024
 _CPU_WINDOW_S = 0.2  # the kernel counts CPU time in ticks of 10 ms: over less it says nothing
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes a number near 2**63 for "none"
-
-
-class Load(msgspec.Struct, frozen=True):
-    """What the batch size is decided on. Both 0 to 1 and beyond when over the limit."""
-
-    memory_fraction: float  # PSS of the tree over the memory limit
-    cpu_fraction: float  # CPU time of the tree since the sample before, over what it could have had
 
 
 class MemorySampler:

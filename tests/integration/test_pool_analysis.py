@@ -11,12 +11,11 @@ import msgspec
 import pytest
 
 from service.analysis.analyzer import ParallelAnalyzer
-from service.analysis.batching import Load
 from service.analysis.nursery import spawn_nursery
 from service.analysis.pool import open_pool
 from service.errors import SettingsInvalid, StrategyInvalid
 from service.market.candles import CandleStore
-from service.records import TIMEFRAME_MS, TIMEFRAMES
+from service.records import TIMEFRAME_MS, TIMEFRAMES, Load
 from service.settings import AnalysisSettings, StrategySettings
 
 NOW_MS = 1_760_400_000_000 // 3_600_000 * 3_600_000

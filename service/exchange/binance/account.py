@@ -224,7 +224,7 @@ def conditional_parameters(request: OrderRequest, working_type: str) -> dict[str
         "type": request.type.value,
         "clientAlgoId": request.client_order_id,
         "triggerPrice": f"{request.trigger_price:f}",
-        "workingType": working_type,
+        "workingType": request.working_type or working_type,
         "priceProtect": "false",
     }
     if request.time_in_force:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from service.analysis.batching import Load, batch_size, in_batches
+from service.analysis.batching import batch_size, in_batches
+from service.records import Load
 
 
 @pytest.mark.parametrize(
