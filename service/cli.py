@@ -49,12 +49,12 @@ def report(error: PerpdError) -> None:
     """One log line for the error that ends the command, in the format the reader expects."""
     import structlog
 
-    from service.logs import configure
+    from service.logs import configure, log_failure
     from service.settings import LogSettings
 
     if not structlog.is_configured():
         configure(LogSettings())
-    structlog.get_logger("perpd").error(str(error), kind=type(error).__name__, exit_code=error.exit_code)
+    log_failure(error)
 
 
 def build_parser() -> argparse.ArgumentParser:

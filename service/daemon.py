@@ -24,7 +24,7 @@ from service.cycle import CycleReport, Parts, run_cycle
 from service.directory import data_directory
 from service.errors import EXIT_FAILURE, EXIT_OK, PerpdError, VenueError
 from service.exchange.venue import Venue, open_venue
-from service.logs import configure
+from service.logs import configure, log_failure
 from service.market.candles import FILE_NAME, CandleStore
 from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
@@ -81,7 +81,7 @@ def _explain(error: BaseException) -> int:
     """Say what ended the run, once; returns the exit code."""
     known = _first(error, PerpdError)
     if known is not None:
-        log.error(str(known), kind=type(known).__name__, exit_code=known.exit_code)
+        log_failure(known)
         return known.exit_code
     log.error("unexpected error", exc_info=error, exit_code=EXIT_FAILURE)
     return EXIT_FAILURE

@@ -34,6 +34,7 @@ class PerpdError(Exception):
     """perpd cannot go on with what it was doing."""
 
     exit_code = EXIT_FAILURE
+    advice = ""  # what the user can do, where the message does not say it
 
 
 class SettingsInvalid(PerpdError):
@@ -78,6 +79,7 @@ class VenueError(PerpdError):
     """The exchange could not do what was asked."""
 
     exit_code = EXIT_UNAVAILABLE
+    advice = "check exchange.rest_url, the network and the venue's status"
 
     def __init__(self, message: str, *, code: int = 0, status: int = 0) -> None:
         super().__init__(message)
@@ -101,12 +103,16 @@ class VenueRestricted(VenueError):
     """The venue does not serve this location (451) or blocks it (403)."""
 
     exit_code = EXIT_NOT_PERMITTED
+    advice = "run perpd in a region that the venue serves; United States addresses are refused"
 
 
 class VenueCredentials(VenueError):
     """The key, its permissions, its address list or the signature is wrong."""
 
     exit_code = EXIT_NOT_PERMITTED
+    advice = (
+        "check PERPD_API_KEY and PERPD_API_SECRET, the key's futures permission and its list of addresses"
+    )
 
 
 class VenueClockSkew(VenueError):

@@ -29,6 +29,7 @@ from typing import Any, Protocol, TextIO
 import msgspec
 import structlog
 
+from service.errors import PerpdError
 from service.settings import LogSettings
 
 REDACTED = "[redacted]"
@@ -509,3 +510,11 @@ def _route_uncaught(output: _Output) -> None:
     sys.excepthook = uncaught
     threading.excepthook = uncaught_in_thread
     sys.unraisablehook = unraisable
+
+
+def log_failure(error: PerpdError) -> None:
+    """The one line for the error that ends a command: what, where, what to do, and which exit code."""
+    fields = {"advice": error.advice} if error.advice else {}
+    structlog.get_logger("perpd").error(
+        str(error), kind=type(error).__name__, exit_code=error.exit_code, **fields
+    )
