@@ -326,6 +326,12 @@ class Adjustment(Record, frozen=True, kw_only=True):
     reason: str
     at_ms: int
 
+    @property
+    def total(self) -> str:
+        """The ledger's sum it belongs to. Only money that was moved in or out is a deposit: a loss that
+        was missed and taken over later must count as a loss in every limit."""
+        return {"funding": "funding", "deposit": "deposits"}.get(self.kind, "corrections")
+
 
 class VenuePosition(Record, frozen=True, kw_only=True):
     """A position as the venue holds it. Quantity is signed: negative is short."""

@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 DECIDED_KEPT_MS = 2 * 86_400_000  # a signal is decided within minutes of its candle
 SHADOWS_KEPT_MS = 7 * 86_400_000  # closed ones live on in the archive
 BUSY_MS = 5_000
-TOTALS = ("realised_pnl", "fees", "funding", "deposits")
+TOTALS = ("realised_pnl", "fees", "funding", "deposits", "corrections")
 
 _encode = msgspec.json.encode
 _order = msgspec.json.Decoder(Order).decode
@@ -167,13 +167,11 @@ class SqliteStore:
     async def save_adjustment(
         self, adjustment: Adjustment, *, holding: tuple[str, Decimal, Decimal] | None = None
     ) -> bool:
-        total = "funding" if adjustment.kind == "funding" else "deposits"
-
         def write(db: sqlite3.Connection) -> bool:
             row = (adjustment.adjustment_id, adjustment.at_ms, _encode(adjustment))
             if db.execute("insert or ignore into adjustments values (?, ?, ?)", row).rowcount == 0:
                 return False
-            _add(db, total, adjustment.amount)
+            _add(db, adjustment.total, adjustment.amount)
             if holding is not None:
                 _put_holding(db, *holding)
             return True

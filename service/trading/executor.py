@@ -32,6 +32,7 @@ from service.records import (
     OrderStatus,
     OrderType,
     Position,
+    Record,
     RefusalReason,
     Signal,
 )
@@ -50,6 +51,7 @@ from service.trading.positions import (
 from service.trading.protection import (
     ALREADY_THERE,
     BREACHED,
+    NOTHING_HELD,
     POSITION_GONE,
     Failure,
     Step,
@@ -63,6 +65,9 @@ from service.trading.sizing import Approved
 log = structlog.get_logger("trading.executor")
 
 QUEUE_EVENTS = 10_000
+OUTBOX_RECORDS = 10_000
+OUTBOX_LIMIT_S = 2.0
+LONGEST_RETRY_S = 60.0
 ASK_DELAYS_S = (0.1, 0.3, 0.8, 1.5, 3.0)
 RETRY_S = 1.0
 RESTING = (OrderStatus.OPEN, OrderStatus.PARTLY_FILLED, OrderStatus.TRIGGERED)
@@ -121,6 +126,9 @@ class Executor:
         self._restored = False
         self._draining = False
         self._store_failing = False
+        # What goes to the archive waits here, so that a full disk never holds up a stop. Entries are off
+        # while the archive cannot be written: what gathers is what ends the positions that are open.
+        self._outbox: asyncio.Queue[tuple[str, Record]] = asyncio.Queue(OUTBOX_RECORDS)
         self.reconcile_wanted = asyncio.Event()
 
     # -- life ---------------------------------------------------------------------------------------
@@ -132,13 +140,39 @@ class Executor:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             processor = tasks.create_task(self._process(), name="trading.events")
+            writer = tasks.create_task(self._write_records(), name="trading.records")
             try:
                 yield self
             finally:
                 self._tasks = None
+                await self._records_written()
                 processor.cancel()
+                writer.cancel()
                 for task in list(self._background):
                     task.cancel()
+
+    def _record(self, stream: str, record: Record) -> None:
+        try:
+            self._outbox.put_nowait((stream, record))
+        except asyncio.QueueFull:
+            self._recorder.count("trading.records_discarded")
+            log.error("a record could not be kept for the archive", stream=stream, record=str(record)[:500])
+
+    async def _records_written(self) -> None:
+        """Hand the last records to the archive, within a limit: a full disk must not hold up the end."""
+        try:
+            async with asyncio.timeout(OUTBOX_LIMIT_S):
+                await self._outbox.join()
+        except TimeoutError:
+            log.error("records did not reach the archive", records=self._outbox.qsize())
+
+    async def _write_records(self) -> None:
+        while True:
+            stream, record = await self._outbox.get()
+            try:
+                await self._archive.put(stream, record)
+            finally:
+                self._outbox.task_done()
 
     async def settle(self, limit_s: float) -> bool:
         """Accept no more entries and wait until orders in flight have ended and stops are placed.
@@ -153,11 +187,13 @@ class Executor:
                     if waiting:
                         await asyncio.wait(waiting)
                     await self._queue.join()
+                await self._outbox.join()
         except TimeoutError:
             log.error(
                 "orders did not settle in time",
                 in_flight=len(self._flights),
                 events=self._queue.qsize(),
+                records=self._outbox.qsize(),
                 unprotected=[symbol for symbol, _ in self.unprotected()],
             )
             return False
@@ -174,8 +210,8 @@ class Executor:
         return tuple(p for p in self._positions.values() if not is_open(p))
 
     def working_orders(self) -> tuple[Order, ...]:
-        """Our orders that are not final."""
-        return tuple(order for order in self._orders.values() if not order.status.final)
+        """Our orders that are not final, or whose executions are not all booked."""
+        return tuple(order for order in self._orders.values() if not self._ended(order))
 
     def held_symbols(self) -> frozenset[str]:
         """Symbols on which no entry may be made: held, busy, or blocked."""
@@ -276,7 +312,7 @@ class Executor:
         async with self._books:
             if not await self._ledger.book_adjustment(adjustment):
                 return False
-            await self._archive.put("adjustments", adjustment)
+            self._record("adjustments", adjustment)
             position = self._position_on(adjustment.symbol)
             if adjustment.kind == "funding" and position is not None:
                 await self._save_position(
@@ -334,7 +370,7 @@ class Executor:
             position = msgspec.structs.replace(position, **changes)
             await self._save_position(position)
             if stop:
-                await self._archive.put("positions", position)
+                self._record("positions", position)
         elif order.status.final and order.status is not OrderStatus.FILLED and current == name:
             log.warning("protection ended", symbol=order.symbol, purpose=order.purpose, status=order.status)
             await self._save_position(_without(position, order.purpose))
@@ -358,12 +394,20 @@ class Executor:
                     reason = close_reason(fill, cause, self._meant.get(position.position_id))
                     traded = self._entered.get(position.position_id, ZERO)
                     record = with_close(record, reason, fill.filled_ms, traded)
-            if not await self._ledger.book_fill(fill, booking, record):
+            try:
+                booked = await self._ledger.book_fill(fill, booking, record)
+            except DataDirectoryUnusable:
+                # The books wait for the disk, the stop does not.
+                if position is not None and not position.protected_ms:
+                    self._unprotected.setdefault(position.position_id, self._clock.monotonic_s())
+                    self._spawn_protect(position.position_id)
+                raise
+            if not booked:
                 await self._name_reason(fill, order)
                 return False
             self._store_failing = False
             self._recorder.count("trading.fills")
-            await self._archive.put("fills", fill)
+            self._record("fills", fill)
             if order is not None:
                 name = order.client_order_id
                 self._filled[name] = self._filled.get(name, ZERO) + fill.quantity
@@ -397,7 +441,7 @@ class Executor:
         named = msgspec.structs.replace(closed, close_reason=close_reason(fill, order, None).value)
         if named != closed:
             await self._save_position(named)
-            await self._archive.put("positions", named)
+            self._record("positions", named)
 
     async def _after_fill(self, fill: Fill, position: Position) -> None:
         name = position.position_id
@@ -420,7 +464,7 @@ class Executor:
         self._unprotected.pop(name, None)
         if position.entry_price:
             self._recorder.count("trading.positions_closed")
-            await self._archive.put("positions", position)
+            self._record("positions", position)
             log.info(
                 "position closed",
                 symbol=position.symbol,
@@ -544,10 +588,10 @@ class Executor:
             if task is not None:
                 await asyncio.wait({task})
             return self._positions.get(name, position)
-        if order is not None and not order.status.final:
+        if order is not None and not self._ended(order):
             return Refused(
                 reason=RefusalReason.ORDER_UNKNOWN,
-                detail=f"no answer within {self._settings.answer_limit_s:g} s; the symbol stays busy",
+                detail=f"no whole answer within {self._settings.answer_limit_s:g} s; the symbol stays busy",
             )
         if position is None:  # opened and closed again meanwhile
             stored = await self._store.position(name)
@@ -563,6 +607,9 @@ class Executor:
             position = self._positions.get(position_id)
             if position is None or is_open(position):
                 return
+            order = await self._known(client_order_id(position_id, "entry", 0))
+            if order is not None and not self._ended(order):
+                return  # it executed, and its fills are still to come
             ended = never_opened(position, self._clock.now_ms())
             await self._save_position(ended)
             await self._forget(ended)
@@ -604,6 +651,7 @@ class Executor:
         )
         failure = await self._send(request, new_order(request, self._clock.now_ms()))
         if failure is not None:
+            self._changed.pop(request.client_order_id, None)
             log.error("exit refused", symbol=position.symbol, code=failure.code, detail=failure.detail)
             if failure.code in POSITION_GONE:
                 self.reconcile_wanted.set()
@@ -621,7 +669,7 @@ class Executor:
                 await self._save_order(order)
             else:
                 self._remember(order)
-                await self._archive.put("orders", order)
+                self._record("orders", order)
             self._orders[name] = with_status(order, OrderStatus.SENT, self._clock.now_ms()).order
             self._changed.setdefault(name, asyncio.Event())
             self._versions[order.symbol] += 1
@@ -698,8 +746,12 @@ class Executor:
 
     async def _take(self, order: Order, fills: Sequence[Fill]) -> bool:
         """Take the venue's own view. True when nothing is left to wait for."""
-        for fill in fills:
-            await self._book(fill)
+        try:
+            for fill in fills:
+                await self._book(fill)
+        except DataDirectoryUnusable as error:
+            self._note_store(error)
+            return False
         learned = await self._learn(order)
         if learned is None:
             return True
@@ -808,6 +860,7 @@ class Executor:
 
     async def _keep_stop(self, name: str) -> None:
         failures: list[Failure] = []
+        rounds = 0
         while (position := self._positions.get(name)) is not None and not position.protected_ms:
             since_s = self._unprotected.get(name, self._clock.monotonic_s())
             step = next_stop_step(
@@ -822,10 +875,15 @@ class Executor:
                 breached = failures[-1].code in BREACHED
                 if await self.close(position, CloseReason.STOP if breached else CloseReason.EXIT):
                     return
+                if await self._look_for_stop(position) is NOTHING_HELD:
+                    return  # reconciliation decides what became of it
                 failures.clear()
-                await self._pause(self._retry_s)
+                await self._pause(min(self._retry_s * 2**rounds, LONGEST_RETRY_S))
+                rounds += 1
                 continue
             failure = await self._stop_step(position, step)
+            if failure is NOTHING_HELD:
+                return
             if failure is not None:
                 failures.append(failure)
 
@@ -902,6 +960,7 @@ class Executor:
                 await self._cancel(known)
         if all(held.symbol != position.symbol for held in account.positions):
             self.reconcile_wanted.set()
+            return NOTHING_HELD
         current = self._positions.get(position.position_id)
         if current is None or current.protected_ms:
             return None
@@ -981,6 +1040,10 @@ class Executor:
             self._entered[position.position_id] = sum((fill.quantity for fill in entries), ZERO)
             if is_open(position) and not position.protected_ms:
                 self._unprotected[position.position_id] = self._clock.monotonic_s()
+            entry = await self._store.order(client_order_id(position.position_id, "entry", 0))
+            if entry is not None and not is_open(position):
+                self._filled[entry.client_order_id] = self._entered[position.position_id]
+                self._orders[entry.client_order_id] = entry  # final perhaps, and yet without its fills
         for order in await self._store.open_orders():
             fills = await self._store.fills(order.client_order_id)
             self._filled[order.client_order_id] = sum((fill.quantity for fill in fills), ZERO)
@@ -1009,7 +1072,7 @@ class Executor:
             self._note_store(error)
         except StateConflict as error:
             self._quarantine(order.symbol, error)
-        await self._archive.put("orders", order)
+        self._record("orders", order)
 
     async def _save_position(self, position: Position) -> None:
         if not position.closed_ms:

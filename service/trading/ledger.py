@@ -110,7 +110,8 @@ class Ledger:
     @property
     def wallet(self) -> Decimal:
         totals = self._totals
-        return totals["deposits"] + totals["realised_pnl"] - totals["fees"] + totals["funding"]
+        booked_results = totals["realised_pnl"] - totals["fees"] + totals["funding"] + totals["corrections"]
+        return totals["deposits"] + booked_results
 
     def holding(self, symbol: str) -> Holding:
         return self._holdings.get(symbol, Holding())
@@ -165,7 +166,7 @@ class Ledger:
         row = (adjustment.symbol, holding.quantity, holding.cost) if holding else None
         if not await self._store.save_adjustment(adjustment, holding=row):
             return False
-        self._totals["funding" if adjustment.kind == "funding" else "deposits"] += adjustment.amount
+        self._totals[adjustment.total] += adjustment.amount
         if holding is not None:
             self._hold(adjustment.symbol, holding)
         return True

@@ -24,6 +24,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
+NOTHING_HELD = Failure(code=0, detail="the venue holds no position there")
+"""There is nothing to protect: not a failure of the stop, and no reason to try again."""
+
+
 class Step(StrEnum):
     """What to do next."""
 

@@ -104,6 +104,8 @@ class Venue:
             raise failures.pop(0)
         if request.close_position and not self.held.get(request.symbol, (ZERO,))[0]:
             raise OrderRejected("no position to close", code=-4509)
+        if request.reduce_only and not self.held.get(request.symbol, (ZERO,))[0]:
+            raise OrderRejected("ReduceOnly Order is rejected.", code=-2022)
         order = msgspec.structs.replace(
             new_order(request, self._now()),
             venue_order_id=str(next(self.numbers)),
@@ -840,3 +842,117 @@ async def test_entries_on_many_symbols_at_once_stay_apart(desk: Desk):
     assert {p.symbol for p in desk.executor.positions()} == set(names)
     assert len(desk.venue.resting(OrderPurpose.STOP)) == 8
     assert await desk.equal()
+
+
+async def test_a_position_flattened_elsewhere_ends_without_a_storm_of_orders(tmp_path):
+    async with desk_at(tmp_path, Venue()) as desk:
+        venue = desk.venue
+        await opened(desk)
+        venue.silent = True
+        venue.trade("AUSDT", Side.SELL, Decimal(2), "by-hand")
+        venue.silent = False
+        for name, order in list(venue.orders.items()):
+            if not order.status.final:
+                venue.vanish(name)
+        sent = len(venue.sent)
+        for _ in range(8):
+            await desk.reconciler.reconcile()
+            await asyncio.sleep(0.05)
+        assert desk.executor.positions() == ()
+        assert len(venue.sent) - sent <= 12
+        assert not any(order.purpose is OrderPurpose.ENTRY for order in venue.sent[sent:])
+
+
+async def test_an_entry_whose_fill_cannot_be_written_has_its_stop_all_the_same(tmp_path, monkeypatch):
+    async with desk_at(tmp_path, Venue()) as desk:
+        written = desk.store.save_fill
+
+        async def full(*_args, **_kwargs):
+            raise DataDirectoryUnusable("No space left on device")
+
+        monkeypatch.setattr(desk.store, "save_fill", full)
+        await desk.executor.open(signal(), approved())
+        async with asyncio.timeout(5):
+            while not desk.venue.resting(OrderPurpose.STOP):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert desk.executor.store_failing
+        monkeypatch.setattr(desk.store, "save_fill", written)
+        async with asyncio.timeout(10):
+            while not desk.executor.positions():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert desk.executor.unprotected() == []
+
+
+async def test_an_archive_that_hangs_holds_up_no_stop(tmp_path, monkeypatch):
+    async with desk_at(tmp_path, Venue()) as desk:
+        stuck = asyncio.Event()
+
+        async def hang(_stream, _record):
+            await stuck.wait()
+
+        monkeypatch.setattr(desk.archive, "put", hang)
+        position = await desk.executor.open(signal(), approved())
+        assert isinstance(position, Position)
+        assert desk.venue.resting(OrderPurpose.STOP)
+        assert desk.executor.unprotected() == []
+        stuck.set()
+
+
+async def test_an_entry_whose_fills_come_late_is_neither_given_up_nor_foreign(tmp_path):
+    async with desk_at(tmp_path, Venue()) as desk:
+        venue = desk.venue
+        venue.silent = True
+        whole = venue.order
+
+        async def without_fills(order):
+            found = await whole(order)
+            return (found[0], []) if found else None
+
+        venue.order = without_fills
+        refused = await desk.executor.open(signal(), approved())
+        assert isinstance(refused, Refused)
+        assert refused.reason is RefusalReason.ORDER_UNKNOWN
+        venue.order, venue.silent = whole, False
+        for _ in range(3):
+            await desk.reconciler.reconcile()
+            await quiet(desk)
+        [position] = desk.executor.positions()
+        assert position.quantity == venue.held["AUSDT"][0]
+        assert venue.resting(OrderPurpose.STOP)
+        assert not desk.executor.blocked_symbols()
+
+
+async def test_a_missed_loss_is_a_loss_and_no_withdrawal(tmp_path):
+    async with desk_at(tmp_path, Venue()) as desk:
+        venue = desk.venue
+        deposits = desk.ledger.deposits
+        await opened(desk)
+        venue.silent = True
+        venue.mark = Decimal(30)
+        venue.trade("AUSDT", Side.SELL, Decimal(2), "autoclose-1")
+        venue.silent = False
+        for name, order in list(venue.orders.items()):
+            if not order.status.final:
+                venue.vanish(name)
+        for _ in range(4):
+            await desk.reconciler.reconcile()
+            await asyncio.sleep(0.05)
+        assert desk.ledger.deposits == deposits
+        assert desk.ledger.totals["corrections"] < 0
+        assert desk.ledger.compare(await venue.account()).difference == 0
+
+
+async def test_refused_exits_leave_nothing_behind_in_memory(tmp_path):
+    async with desk_at(tmp_path, Venue(), unprotected_limit_s=0.0001) as desk:
+        desk.venue.before = {
+            OrderPurpose.STOP: [OrderRejected("breached", code=-2021)] * 40,
+            OrderPurpose.EXIT: [VenueUnavailable("away") for _ in range(5)],
+        }
+        await desk.executor.open(signal(), approved())
+        await quiet(desk)
+        async with asyncio.timeout(10):
+            while desk.executor.positions():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await quiet(desk)
+        assert desk.executor._orders == {}
+        assert desk.executor._changed == {}

@@ -40,7 +40,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 ZERO = Decimal(0)
 HOUR_MS = 3_600_000
-MINUTE_MS = 60_000
 BEGINNING_CHARACTERS = 200
 
 
@@ -706,7 +705,7 @@ def _adjustment(row: _Income) -> Adjustment:
     if row.income_type == "FUNDING_FEE":
         return funding_adjustment(symbol, row.income, row.time)
     if row.income_type in _TRANSFERS:
-        return transfer_adjustment(row.income, row.time, row.info or row.income_type)
+        return transfer_adjustment(row)
     return Adjustment(
         adjustment_id=f"{row.income_type.lower()}:{row.tran_id}:{symbol}",
         kind="correction",
@@ -733,15 +732,15 @@ def funding_adjustment(symbol: str, amount: Decimal, at_ms: int) -> Adjustment:
     )
 
 
-def transfer_adjustment(amount: Decimal, at_ms: int, reason: str) -> Adjustment:
+def transfer_adjustment(row: _Income) -> Adjustment:
     """A deposit, or with a negative amount a withdrawal."""
     return Adjustment(
-        adjustment_id=f"transfer:{(at_ms + MINUTE_MS // 2) // MINUTE_MS}:{amount.normalize():f}",
+        adjustment_id=f"transfer:{row.tran_id}",
         kind="deposit",
         symbol="",
-        amount=amount,
-        reason=reason.lower(),
-        at_ms=at_ms,
+        amount=row.income,
+        reason=(row.info or row.income_type).lower(),
+        at_ms=row.time,
     )
 
 

@@ -21,7 +21,6 @@ from service.exchange.binance.codec import (
     order_status,
     order_type,
     purpose_of,
-    transfer_adjustment,
 )
 from service.ports import UserEvent
 from service.records import Fill, Order, OrderStatus, OrderType, Side
@@ -240,7 +239,7 @@ class UserEvents:
         if not change:
             return []
         if part.reason in ("DEPOSIT", "WITHDRAW"):
-            return [transfer_adjustment(change, at_ms, part.reason)]
+            return []  # left to the income history, which numbers it: two equal ones must not become one
         if part.reason == "FUNDING_FEE":
             symbol = symbol or (part.positions[0].symbol if len(part.positions) == 1 else "")
             if symbol and at_ms % HOUR_MS <= FUNDING_DELAY_MS:

@@ -122,6 +122,7 @@ async def test_a_fill_moves_totals_holding_and_position_once(tmp_path: Path):
             "fees": Decimal("0.10"),
             "funding": Decimal(0),
             "deposits": Decimal(0),
+            "corrections": Decimal(0),
         }
         assert await store.holdings() == {"AUSDT": (Decimal(1), Decimal(100))}
         assert await store.open_positions() == [POSITION]
@@ -152,7 +153,8 @@ async def test_adjustments_are_booked_once_by_kind(tmp_path: Path):
             adjustment("3", "correction", "-1"), holding=("A", Decimal(2), Decimal(3))
         )
         totals = await store.ledger_totals()
-        assert (totals["funding"], totals["deposits"]) == (Decimal("-0.5"), Decimal(99))
+        assert (totals["funding"], totals["deposits"]) == (Decimal("-0.5"), Decimal(100))
+        assert totals["corrections"] == -1
         assert await store.holdings() == {"A": (2, 3)}
 
 
