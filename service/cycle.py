@@ -144,7 +144,7 @@ async def _answer(
 ) -> tuple[Approved | Refused, RiskContext]:
     symbol = ranked.signal.symbol
     answer = decide(
-        ranked,
+        _at_last_price(ranked, parts.feed.last_price(symbol)),
         context,
         limits,
         parts.instruments.get(symbol),
@@ -171,6 +171,14 @@ async def _answer(
         confidence=round(ranked.signal.confidence, 3),
     )
     return answer, after_entry(context, symbol, float(answer.margin))
+
+
+def _at_last_price(ranked: Ranked, price: float | None) -> Ranked:
+    """The signal entered where the market is now: its size and its stop are judged on that."""
+    if price is None:
+        return ranked
+    signal = msgspec.structs.replace(ranked.signal, entry=price)
+    return msgspec.structs.replace(ranked, signal=signal)
 
 
 async def _keep(parts: Parts, decisions: Sequence[tuple[Signal, Decision]]) -> None:

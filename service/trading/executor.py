@@ -870,7 +870,9 @@ class Executor:
             )
             if failures:
                 self._recorder.count("trading.stop_failures")
-                log.error("stop not placed", symbol=position.symbol, step=step, detail=failures[-1].detail)
+                # Beyond its stop already: the ladder closes it at once, as the stop would have.
+                tell = log.warning if failures[-1].code in BREACHED else log.error
+                tell("stop not placed", symbol=position.symbol, step=step, detail=failures[-1].detail)
             if step is Step.CLOSE:
                 breached = failures[-1].code in BREACHED
                 if await self.close(position, CloseReason.STOP if breached else CloseReason.EXIT):
