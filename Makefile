@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 LOCK := --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet
 
-.PHONY: run test lint bench lock clean
+.PHONY: run test lint lock clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run ## run the daemon; pass arguments with ARGS="--cycles 10"
