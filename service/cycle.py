@@ -17,7 +17,15 @@ from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
 from service.monitor.performance import PerformanceMonitor
 from service.ports import Clock, StateStore
-from service.records import TIMEFRAME_MS, Bracket, Decision, DecisionOutcome, Load, Signal
+from service.records import (
+    TIMEFRAME_MS,
+    Bracket,
+    Decision,
+    DecisionOutcome,
+    Load,
+    RefusalReason,
+    Signal,
+)
 from service.settings import Settings
 from service.trading.decide import as_decision, decide
 from service.trading.equity import EquityWatch
@@ -31,6 +39,7 @@ from service.trading.sizing import Approved
 log = structlog.get_logger("cycle")
 
 CANDLE_MS = TIMEFRAME_MS["5m"]
+NOTHING_ANALYSED = AnalysisResult([], 0, 0, {}, {}, 0, 0, 0.0)
 REMEMBERED_MS = 2 * 3_600_000  # a decided signal cannot come back once its candle left every window of doubt
 
 
@@ -76,11 +85,14 @@ async def run_cycle(parts: Parts, number: int) -> CycleReport:
     started_s = parts.clock.monotonic_s()
     now_ms = parts.clock.now_ms()
     fresh, stale = parts.feed.fresh_symbols(now_ms)
+    if not parts.archive.writable:
+        # Nothing may be decided that cannot be recorded; positions are looked after all the same.
+        await parts.equity.look()
+        return _report(parts, number, NOTHING_ANALYSED, stale, [], started_s, 0.0)
     analysis = await parts.analyzer.analyse(fresh, now_ms, parts.load())
     parts.monitor.record("analysis", analysis.seconds)
     new = undecided(parts, analysis.signals)
     decisions = await _decide_all(parts, new, stale, number)
-    await _keep(parts, decisions)
     await _follow_shadows(parts, now_ms)
     garbage_s = _collect(parts)
     return _report(parts, number, analysis, stale, decisions, started_s, garbage_s)
@@ -115,11 +127,15 @@ async def _decide_all(
     )
     limits = Limits(trading=trading, risk=risk)
     decisions: list[tuple[Signal, Decision]] = []
-    ranked_signals = rank_signals(signals, max_signals=trading.max_signals, top_signals=trading.top_signals)
+    ranked_signals = rank_signals(signals, max_signals=trading.max_signals)
     for ranked in ranked_signals:
+        context = msgspec.structs.replace(context, entries_off=parts.entries_off())
         answer, context = await _answer(parts, ranked, context, limits)
         decision = as_decision(ranked, answer, cycle=cycle, now_ms=parts.clock.now_ms())
         decisions.append((ranked.signal, decision))
+        if isinstance(answer, Approved):
+            await _keep(parts, decisions[-1:])  # at once: a crash later in the cycle must not decide it again
+    await _keep(parts, [pair for pair in decisions if pair[1].outcome is DecisionOutcome.REFUSED])
     return decisions
 
 
@@ -140,7 +156,9 @@ async def _answer(
     with parts.monitor.operation("open position"):
         opened = await parts.executor.open(ranked.signal, answer)
     if isinstance(opened, Refused):
-        return opened, context
+        # An order of unknown fate may have become a position: it takes its place until that is known.
+        unknown = opened.reason is RefusalReason.ORDER_UNKNOWN
+        return opened, after_entry(context, symbol, float(answer.margin)) if unknown else context
     log.info(
         "position opened",
         symbol=symbol,

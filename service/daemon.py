@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 import uvloop
 
@@ -22,10 +23,19 @@ from service.archive.archiver import DataArchiver, archiving
 from service.clock import WallClock
 from service.cycle import CycleReport, Parts, run_cycle
 from service.directory import data_directory
-from service.errors import EXIT_FAILURE, EXIT_OK, PerpdError, VenueError
+from service.errors import (
+    EXIT_FAILURE,
+    EXIT_OK,
+    CycleStalled,
+    DataDirectoryUnusable,
+    PerpdError,
+    SettingsInvalid,
+    StrategyInvalid,
+    VenueError,
+)
 from service.exchange.venue import Venue, open_venue
 from service.logs import configure, log_failure
-from service.market.candles import FILE_NAME, CandleStore
+from service.market.candles import FILE_NAME, CandleFileInvalid, CandleStore
 from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
@@ -42,7 +52,7 @@ from service.store.sqlite import open_sqlite
 from service.summary import RunSummary
 from service.trading.equity import EquityWatch
 from service.trading.executor import Executor
-from service.trading.ledger import Ledger, open_ledger
+from service.trading.ledger import Ledger, LedgerCheck, open_ledger
 from service.trading.reconcile import Reconciler
 from service.trading.shadow import ShadowBook
 from service.web.server import serving
@@ -52,7 +62,9 @@ if TYPE_CHECKING:
 
 PROGRESS_STEPS = 5
 CLOSE_POLL_S = 0.01
-SETTLE_SHARE = 0.6  # of the drain limit, for orders in flight; the rest is for the archive
+# Shares of the drain limit: the cycle under way, orders in flight, and the archive.
+CYCLE_SHARE, SETTLE_SHARE, ARCHIVE_SHARE = 0.25, 0.35, 0.4
+STALLED_S = 300.0
 CENT = Decimal("0.01")
 
 log = structlog.get_logger("perpd")
@@ -72,8 +84,9 @@ def run(loaded: Loaded, nursery: "Nursery | None") -> int:
     except BaseException as error:  # noqa: BLE001 - the last resort: said once, and the process ends
         code = _explain(error)
         summary.exit_reason = "error"
-    if summary.cycles:
-        summary.log()
+    # Whatever the level: the last line of a run is always there.
+    configure(msgspec.structs.replace(loaded.settings.log, level="info"), secrets=loaded.secrets.values())
+    summary.log()
     return code
 
 
@@ -130,7 +143,7 @@ async def _trade(
                 directory / "archive",
                 settings.archive,
                 venue.clock,
-                drain_limit_s=settings.run.drain_limit_s * (1 - SETTLE_SHARE),
+                drain_limit_s=settings.run.drain_limit_s * ARCHIVE_SHARE,
                 recorder=monitor,
             ) as archive,
         ):
@@ -183,6 +196,8 @@ class _Opened:
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
         self.chosen: set[str] = set()
+        self.failing = ""
+        self.finished_s = self.clock.monotonic_s()
         self.gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
@@ -288,7 +303,7 @@ class _Opened:
             self.notifier.ready("trading")
             started.set()
             await self._cycles(summary, universe)
-            await self._drain(summary, ledger)
+            await self._drain(summary)
 
     async def _open_ledger(self) -> Ledger:
         account = await self.exchange.account()
@@ -346,6 +361,7 @@ class _Opened:
             watchers = [
                 tasks.create_task(self.lag.run(), name="monitor.lag"),
                 tasks.create_task(self._sample_memory(), name="monitor.memory"),
+                tasks.create_task(self._stalled(), name="monitor.stalled"),
             ]
             try:
                 yield
@@ -371,7 +387,7 @@ class _Opened:
             return "the archive cannot be written"
         if self.parts.executor.store_failing:
             return "state cannot be written"
-        return ""
+        return self.failing
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
         """Name to (help, value) of what only the open parts know."""
@@ -400,8 +416,9 @@ class _Opened:
         while not await self._ended(due_ms):
             number += 1
             await self._closes_arrived()
-            report = await run_cycle(self.parts, number)
-            self._account_for(report, summary)
+            report = await self._cycle(number)
+            if report is not None:
+                self._account_for(report, summary)
             if settings.run.cycles and number >= settings.run.cycles:
                 self.stop.set("cycles done")
                 return
@@ -409,6 +426,41 @@ class _Opened:
                 refresh_ms = self.clock.now_ms() + round(settings.market.universe_refresh_s * 1000)
                 await self._refresh_universe(summary)
             due_ms = self._next_due(due_ms, interval_ms)
+
+    async def _cycle(self, number: int) -> CycleReport | None:
+        """One cycle, cut short when a stop comes and it does not end soon; None when it did not finish.
+
+        What a cycle cannot write or load keeps entries off until a cycle succeeds; it never ends a daemon
+        that holds positions.
+        """
+        work = asyncio.create_task(run_cycle(self.parts, number), name="cycle")
+        asked = asyncio.create_task(self.stop.wait(), name="cycle.stop")
+        try:
+            await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await asyncio.wait({work}, timeout=self.settings.run.drain_limit_s * CYCLE_SHARE)
+            if not work.done():
+                log.warning("the cycle did not end in time for the drain, cut short", cycle=number)
+                return None
+            report = work.result()
+        except (DataDirectoryUnusable, StrategyInvalid, SettingsInvalid, CandleFileInvalid) as error:
+            self.monitor.count("cycles.failed")
+            self.failing = f"the last cycle failed: {error}"
+            log.error("the cycle failed, no entries until one succeeds", cycle=number, reason=str(error))
+            return None
+        finally:
+            for task in (work, asked):
+                task.cancel()
+            await asyncio.wait({work, asked})
+        self.failing = ""
+        return report
+
+    async def _stalled(self) -> None:
+        """End the process when cycles stop finishing: alive is not healthy."""
+        limit_s = max(STALLED_S, 5 * self.settings.cycle.interval_s / self.clock.speed)
+        while (age_s := self.clock.monotonic_s() - self.finished_s) <= limit_s:  # noqa: ASYNC110
+            await asyncio.sleep(min(limit_s - age_s + 0.1, 60.0))
+        raise CycleStalled(f"no cycle has finished for {age_s:.0f} s")
 
     async def _ended(self, due_ms: int) -> bool:
         """Wait for the next slot; true when the run shall end instead."""
@@ -460,28 +512,37 @@ class _Opened:
             garbage_ms=round(report.garbage_s * 1000, 2),
             pss_mb=round(self.memory.pss_mb_last, 1),
         )
+        self.finished_s = self.clock.monotonic_s()
         self.status.cycle_finished(fresh=report.analysed, stale=report.stale)
         self.notifier.cycle_finished(f"cycle {report.number}, {len(executor.positions())} positions")
 
     async def _refresh_universe(self, summary: RunSummary) -> None:
         try:
             self.parts.instruments.refresh(await self.exchange.instruments())
+            self.parts.brackets = await self.exchange.brackets()
             universe = await self._choose(self.parts.instruments, self.parts.executor.held_symbols())
             await self.parts.feed.set_symbols(universe.symbols)
-        except VenueError as error:
-            log.warning("the universe stays as it is", reason=str(error))
-            return
-        summary.symbols = len(universe.symbols)
+            summary.symbols = len(universe.symbols)
+        except* VenueError as errors:
+            log.warning("the universe stays as it is", reason=str(errors.exceptions[0]))
 
     # -- the end
 
-    async def _drain(self, summary: RunSummary, ledger: Ledger) -> None:
+    async def _drain(self, summary: RunSummary) -> None:
         """Settle what is in flight; stops stay on the exchange. What follows closes the parts in reverse."""
         self.notifier.stopping(f"draining: {self.stop.reason}")
         executor = self.parts.executor
-        await executor.settle(self.settings.run.drain_limit_s * SETTLE_SHARE)
-        await self.parts.shadows.flush(everything=True)
-        account = await self._agreed(ledger)
+        account = None
+        try:
+            async with asyncio.timeout(self.settings.run.drain_limit_s * SETTLE_SHARE):
+                await executor.settle(self.settings.run.drain_limit_s * SETTLE_SHARE)
+                if self.archive.writable:
+                    await self.parts.shadows.flush(everything=True)
+                account = await self._agreed()
+        except TimeoutError:
+            log.error("orders were not settled in time", working=len(executor.working_orders()))
+        except DataDirectoryUnusable as error:
+            log.error("state could not be written while draining", reason=str(error))
         totals = self.monitor.counters
         self.memory.sample()
         summary.snapshot = {
@@ -501,7 +562,7 @@ class _Opened:
             "pss_mb_peak": round(self.memory.pss_mb_peak, 1),
         }
 
-    async def _agreed(self, ledger: Ledger) -> Any:
+    async def _agreed(self) -> LedgerCheck | None:
         """Our books against the venue's at one instant.
 
         An event on its way makes them differ for a moment, so a difference is looked at again while the
@@ -510,7 +571,7 @@ class _Opened:
         equity = self.parts.equity
         for _ in range(10):
             await equity.look()
-            if equity.check is not None and abs(equity.check.difference) <= CENT:
+            if equity.check is None or abs(equity.check.difference) <= CENT:
                 break
             await asyncio.sleep(0.2)
         return equity.check

@@ -16,6 +16,7 @@ PerpdError
     OrderOutcomeUnknown   sent, no usable answer: reconcile by client order id before anything else
   StrategyInvalid         exit 78: a user's strategy cannot be loaded or breaks its contract
   WorkerLost              a worker died or was killed at its time limit
+  CycleStalled            exit 1: no cycle finished for too long, to be started anew
   ArchiveNotDrained       exit 74: records were left in memory at the end
   StateConflict           a record contradicts what is booked: quarantine its symbol, trade the others
 """
@@ -59,6 +60,10 @@ class PortInUse(PerpdError):
     """Another process listens on the port."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class CycleStalled(PerpdError):
+    """No cycle has finished for too long: the process ends, so that whoever supervises it starts it anew."""
 
 
 class ArchiveNotDrained(PerpdError):

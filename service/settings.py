@@ -18,8 +18,8 @@ from msgspec import Meta
 from service.errors import SettingsInvalid
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0)]
-NonNegative = Annotated[float, Meta(ge=0.0)]
+Positive = Annotated[float, Meta(gt=0.0, le=1e12)]  # the upper bound keeps infinity out
+NonNegative = Annotated[float, Meta(ge=0.0, le=1e12)]
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
@@ -68,7 +68,7 @@ class SimSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class MarketSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     symbols: Annotated[int, Meta(ge=1, le=1_000)] = 200
-    quote_asset: str = "USDT"
+    quote_asset: Literal["USDT"] = "USDT"
     contract_types: tuple[str, ...] = ("PERPETUAL",)
     candles: Annotated[int, Meta(ge=120, le=1_500)] = 200
     min_age_days: NonNegative = 7.0
@@ -80,7 +80,7 @@ class MarketSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class CycleSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    interval_s: Positive = 60.0
+    interval_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 60.0
     close_wait_s: NonNegative = 3.0
     collect_garbage: bool = True
 

@@ -30,7 +30,16 @@ class RunSummary:
             "equity": None,
             "exchange_equity": None,
         }
-        self.measured: dict[str, Any] = {}
+        self.measured: dict[str, Any] = dict.fromkeys(
+            (
+                "cycle_ms_p50",
+                "cycle_ms_p99",
+                "analysis_ms_p50",
+                "loop_lag_ms_p99",
+                "pss_mb_last",
+                "pss_mb_peak",
+            )
+        )
         self.archived: Mapping[str, int] = {}
 
     def log(self) -> None:

@@ -22,21 +22,22 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-def rank_signals(signals: Sequence[Signal], *, max_signals: int, top_signals: int) -> list[Ranked]:
+def rank_signals(signals: Sequence[Signal], *, max_signals: int) -> list[Ranked]:
     """Order by confidence, ties by signal id, so that the order never depends on arrival.
 
-    Only the best `max_signals` are considered and only the best `top_signals` may be traded; the others
-    are refused and followed as shadows.
+    Only the best `max_signals` are candidates; the others are refused and followed as shadows. How many
+    of the candidates a cycle trades is a rule of `risk.py`.
     """
     ordered = sorted(signals, key=lambda signal: (-signal.confidence, signal.signal_id))
-    places = min(max_signals, top_signals)
     return [
-        Ranked(signal=signal, rank=rank, refused=_outside(rank, places))
+        Ranked(signal=signal, rank=rank, refused=_outside(rank, max_signals))
         for rank, signal in enumerate(ordered, start=1)
     ]
 
 
-def _outside(rank: int, places: int) -> Refused | None:
-    if rank <= places:
+def _outside(rank: int, candidates: int) -> Refused | None:
+    if rank <= candidates:
         return None
-    return Refused(reason=RefusalReason.NOT_IN_TOP, detail=f"rank {rank}, the best {places} are traded")
+    return Refused(
+        reason=RefusalReason.NOT_IN_TOP, detail=f"rank {rank}, the best {candidates} are candidates"
+    )

@@ -68,6 +68,7 @@ class RiskContext(msgspec.Struct, frozen=True, kw_only=True):
     open_positions: int  # meant to be ones included
     held_symbols: frozenset[str]  # held, being opened or closed, or blocked
     stale_symbols: frozenset[str] = frozenset()
+    accepted: int = 0  # in this cycle so far
     entries_off: str = ""  # why no entry is allowed at all, or ""
 
     @property
@@ -85,6 +86,7 @@ def after_entry(context: RiskContext, symbol: str, margin: float) -> RiskContext
     return msgspec.structs.replace(
         context,
         open_positions=context.open_positions + 1,
+        accepted=context.accepted + 1,
         held_symbols=context.held_symbols | {symbol},
         available_balance=None if available is None else available - margin,
     )
@@ -200,6 +202,15 @@ def room_for_position(signal: Signal, context: RiskContext, limits: Limits) -> R
     )
 
 
+def room_in_cycle(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    most = limits.trading.top_signals
+    if context.accepted < most:
+        return None
+    return Refused(
+        reason=RefusalReason.NOT_IN_TOP, detail=f"{context.accepted} of this cycle traded, at most {most}"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     entries_allowed,
     confident_enough,
@@ -211,6 +222,7 @@ RULES: tuple[Rule, ...] = (
     data_fresh,
     symbol_free,
     room_for_position,
+    room_in_cycle,
 )
 """In this order: the first rule that refuses names the reason. First what stops everything, then what
 the account says, then the symbol, and last the room that another close may free."""

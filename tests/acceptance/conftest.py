@@ -47,6 +47,13 @@ class Perpd:
         assert self.lines[-1]["message"] == "run summary", self.lines[-3:]
         return self.lines[-1]
 
+    @property
+    def failure(self) -> dict[str, Any]:
+        """The one error line."""
+        errors = self.at_level("error")
+        assert len(errors) == 1, errors
+        return errors[0]
+
     def at_level(self, level: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["level"] == level]
 

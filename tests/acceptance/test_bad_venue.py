@@ -45,8 +45,8 @@ def restricted_venue():
 def test_a_restricted_location_is_named(perpd, restricted_venue):
     run = perpd("run", "--cycles", "1", PERPD_SIM__URL=restricted_venue)
     assert run.finish() == 77
-    assert "451" in run.lines[-1]["message"]
-    assert "region" in run.lines[-1]["advice"]
+    assert "451" in run.failure["message"]
+    assert "region" in run.failure["advice"]
 
 
 def test_a_wrong_key_is_named_without_showing_it(perpd):
@@ -56,8 +56,8 @@ def test_a_wrong_key_is_named_without_showing_it(perpd):
         "run", "--cycles", "1", PERPD_SIM__URL=url, PERPD_API_KEY="wr0ngkey", PERPD_API_SECRET="s3cret"
     )
     assert run.finish() == 77
-    assert "-2015" in run.lines[-1]["message"]
-    assert "PERPD_API_KEY" in run.lines[-1]["advice"]
+    assert "-2015" in run.failure["message"]
+    assert "PERPD_API_KEY" in run.failure["advice"]
     assert not any("wr0ngkey" in json.dumps(line) or "s3cret" in json.dumps(line) for line in run.lines)
 
 
@@ -68,7 +68,7 @@ def test_a_taken_port_is_named(perpd):
         port = taken.getsockname()[1]
         run = perpd("run", "--cycles", "1", "--symbols", "10", PERPD_WEB__PORT=str(port))
         assert run.finish() == 69
-    assert f"127.0.0.1:{port}" in run.lines[-1]["message"]
+    assert f"127.0.0.1:{port}" in run.failure["message"]
 
 
 def test_paper_mode_trades_a_live_market_without_keys(perpd):

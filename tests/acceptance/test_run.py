@@ -110,7 +110,7 @@ def test_the_same_books_are_not_opened_twice(perpd):
     first.read_until("daemon starting")
     second = perpd(*SMALL, "--data-dir", "data")
     assert second.finish() == 73
-    assert "held by another perpd" in second.lines[-1]["message"]
+    assert "held by another perpd" in second.failure["message"]
     first.process.send_signal(signal.SIGTERM)
     assert first.finish(40) == 0
 
@@ -129,8 +129,7 @@ def test_the_same_books_are_not_opened_twice(perpd):
 def test_bad_input_is_one_message_and_an_exit_code_that_says_which_kind(perpd, environment, code, words):
     run = perpd("run", "--cycles", "1", **environment)
     assert run.finish() == code
-    assert words in run.lines[-1]["message"]
-    assert run.lines[-1]["level"] == "error"
+    assert words in run.failure["message"]
 
 
 @pytest.mark.skipif(not REPLAY.is_dir(), reason="the recorded candles are not beside this checkout")

@@ -24,12 +24,12 @@ def signal(name: str, confidence: float) -> Signal:
 def test_the_best_are_first_and_ties_go_by_id_whatever_the_arrival():
     signals = [signal("c", 0.6), signal("a", 0.6), signal("b", 0.9)]
     for arrival in itertools.permutations(signals):
-        ranked = rank_signals(arrival, max_signals=10, top_signals=2)
+        ranked = rank_signals(arrival, max_signals=2)
         assert [(r.rank, r.signal.signal_id) for r in ranked] == [(1, "b"), (2, "a"), (3, "c")]
 
 
-def test_what_is_below_the_top_is_refused_with_rank_and_limit():
-    ranked = rank_signals([signal(str(n), n / 10) for n in range(5)], max_signals=10, top_signals=3)
+def test_what_is_below_the_candidates_is_refused_with_rank_and_limit():
+    ranked = rank_signals([signal(str(n), n / 10) for n in range(5)], max_signals=3)
     refused = [r.refused for r in ranked]
     assert refused[:3] == [None, None, None]
     assert all(r is not None and r.reason is RefusalReason.NOT_IN_TOP for r in refused[3:])
@@ -37,6 +37,6 @@ def test_what_is_below_the_top_is_refused_with_rank_and_limit():
     assert "3" in refused[3].detail
 
 
-def test_no_more_than_the_candidates_are_traded():
-    ranked = rank_signals([signal(str(n), 0.5) for n in range(5)], max_signals=1, top_signals=3)
+def test_one_candidate_leaves_the_others_refused():
+    ranked = rank_signals([signal(str(n), 0.5) for n in range(5)], max_signals=1)
     assert sum(r.refused is None for r in ranked) == 1

@@ -174,7 +174,7 @@ BRACKETS = (
 
 def test_a_decision_names_size_and_leverage_or_reason_and_rank():
     second = msgspec.structs.replace(SIGNAL, signal_id="s2", confidence=0.5)
-    best, other = rank_signals([SIGNAL, second], max_signals=10, top_signals=1)
+    best, other = rank_signals([SIGNAL, second], max_signals=1)
     fee = Decimal("0.0005")
     yes = decide(best, CALM, LIMITS, INSTRUMENT, BRACKETS, fee)
     no = decide(other, CALM, LIMITS, INSTRUMENT, BRACKETS, fee)
@@ -189,7 +189,7 @@ def test_a_decision_names_size_and_leverage_or_reason_and_rank():
 
 def test_a_rule_names_the_refusal_before_the_ranking_does():
     weak = msgspec.structs.replace(SIGNAL, signal_id="s2", confidence=0.1)
-    _, other = rank_signals([SIGNAL, weak], max_signals=10, top_signals=1)
+    _, other = rank_signals([SIGNAL, weak], max_signals=1)
     answer = decide(other, CALM, LIMITS, INSTRUMENT, BRACKETS, Decimal(0))
     assert isinstance(answer, Refused)
     assert answer.reason is RefusalReason.LOW_CONFIDENCE
