@@ -58,7 +58,7 @@ def report(error: PerpdError) -> None:
 
 
 def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
-    """The parser of all commands. `measuring`: with the benchmarks' own, whose modules a daemon need not hold."""
+    """The parser of all commands; `measuring` adds those of `bench`, which a daemon need not hold."""
     parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
     parser.add_argument("--version", action="version", version=f"perpd {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)

@@ -1,4 +1,4 @@
-"""`perpd bench archive`: records a second through the archiver to a synced disk, and what it costs the loop."""
+"""`perpd bench archive`: records a second through the archiver to a synced disk, and the loop's lag."""
 
 import argparse
 import json
@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.bench.heartbeat import HeartbeatLag, beating
 from service.bench.machine import file_system, machine
-from service.bench.processes import measured_apart
+from service.bench.processes import answer_of
 from service.bench.result import Figure, Result
 
 if TYPE_CHECKING:
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
 NAME = "archive"
 SUMMARY = "records a second through the archiver to fsynced disk, and the lag it causes on the loop"
 MEASURES = (
-    "Signals as the founding strategy makes them, put one after the other into one stream and then spread over two "
-    "producers and streams, until the archiver has drained: every record is written and fsynced when the clock "
-    "stops. Loop lag is sampled meanwhile. Disk alone: the same bytes in the same pieces, write and fsync in one "
-    "plain loop."
+    "Signals as the founding strategy makes them, put one after the other into one stream, then by two "
+    "producers into two streams, until the archiver has drained: every record is written and fsynced when "
+    "the clock stops. Loop lag: the age of beats that another process sends every millisecond meanwhile. "
+    "Disk alone: the same bytes in the same pieces, write and fsync in one plain loop."
 )
 GOAL_RECORDS_PER_S = 50_000.0
 LAG_GOAL_MS = 5.0
-LAG_INTERVAL_S = 0.001
+BEAT_INTERVAL_S = 0.001
 BUFFER_RECORDS = 50
 DRAIN_LIMIT_S = 600.0
+SCORES = ("trend", "structure", "position", "momentum", "volatility")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> Result:
     facts = machine()
     with tempfile.TemporaryDirectory(prefix="perpd-bench-", dir=args.directory) as directory:
-        spec = {"directory": directory, "records": args.records}
-        found = measured_apart("service.bench.archive", spec)
+        with beating(BEAT_INTERVAL_S) as pipe:
+            spec = {"directory": directory, "records": args.records, "pipe": pipe}
+            found = answer_of("service.bench.archive", spec, (pipe,))
         parameters = {"records": args.records, "file_system": file_system(Path(directory))}
     one, two, disk = found["one stream"], found["two streams"], found["disk"]
     figures = (
@@ -75,8 +78,8 @@ def _main(spec: dict[str, Any]) -> None:
     directory, records = Path(spec["directory"]), int(spec["records"])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found: dict[str, Any] = {
-            "one stream": runner.run(_archived(directory / "one", records, ("signals",))),
-            "two streams": runner.run(_archived(directory / "two", records, ("signals", "decisions"))),
+            "one stream": runner.run(_archived(directory / "one", spec, ("signals",))),
+            "two streams": runner.run(_archived(directory / "two", spec, ("signals", "decisions"))),
         }
     size_bytes = sum(file.stat().st_size for file in (directory / "one").rglob("*") if file.is_file())
     found["bytes_per_record"] = size_bytes / records
@@ -84,30 +87,25 @@ def _main(spec: dict[str, Any]) -> None:
     print(json.dumps(found))  # noqa: T201
 
 
-async def _archived(directory: Path, records: int, streams: tuple[str, ...]) -> dict[str, float]:
+async def _archived(directory: Path, spec: dict[str, Any], streams: tuple[str, ...]) -> dict[str, float]:
     """Put the records, spread evenly over the streams, one producer each; the time includes the drain."""
     import asyncio
 
     from service.archive.archiver import archiving
-    from service.bench.lag import PreciseLag
     from service.clock import WallClock
     from service.settings import ArchiveSettings
 
     signal = example_signal()
-    lag = PreciseLag(interval_s=LAG_INTERVAL_S)
+    settings = ArchiveSettings(buffer_records=BUFFER_RECORDS)
+    lag = HeartbeatLag(spec["pipe"])
 
     async def produce(stream: str) -> None:
-        for _ in range(records // len(streams)):
+        for _ in range(spec["records"] // len(streams)):
             await archive.put(stream, signal)
 
-    began_s, cpu_before_s = time.perf_counter(), time.process_time()
     async with lag.running():
-        async with archiving(
-            directory,
-            ArchiveSettings(buffer_records=BUFFER_RECORDS),
-            WallClock(),
-            drain_limit_s=DRAIN_LIMIT_S,
-        ) as archive:
+        began_s, cpu_before_s = time.perf_counter(), time.process_time()
+        async with archiving(directory, settings, WallClock(), drain_limit_s=DRAIN_LIMIT_S) as archive:
             async with asyncio.TaskGroup() as producers:
                 for stream in streams:
                     producers.create_task(produce(stream), name=f"bench.{stream}")

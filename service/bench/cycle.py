@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.bench.machine import machine
-from service.bench.processes import BenchFailed, command, cpu_s, environment, measured_apart
-from service.bench.result import Figure, Result
+from service.bench.processes import BenchFailed, answer_of, command, cpu_s, environment
+from service.bench.result import Figure, Result, quantile
 
 if TYPE_CHECKING:
     from service.analysis.analyzer import AnalysisResult, ParallelAnalyzer
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 NAME = "cycle"
 SUMMARY = "wall and CPU time of one cycle's analysis, and the floor of its TA-Lib calls"
 MEASURES = (
-    "ParallelAnalyzer over the worker pool, the founding strategy, a seeded market. A 5m candle of every symbol "
-    "closes before each cycle, so nothing is reused. Floor: the TA-Lib calls of the same strategy on the same "
-    "data in one loop of one process, in turns with the cycles. CPU: daemon side, nursery and workers together. "
-    "Dispatch: the same cycle with a strategy that looks at nothing. Idle and busy are the batch factors 2 and 1."
+    "ParallelAnalyzer over the worker pool, the founding strategy, a seeded market. A 5m candle of every "
+    "symbol closes before each cycle, so nothing is reused. Floor: the TA-Lib calls of the same strategy on "
+    "the same data in one loop of one process, in turns with the cycles. CPU: daemon side, nursery and "
+    "workers together. Dispatch: the same cycle with a strategy that looks at nothing. Idle and busy: batch "
+    "factors 2 and 1; idle unless said."
 )
 WARM_UP_ROUNDS = 3
 GOALS_MS = {(200, 200, 2): 30.0, (650, 500, 2): 120.0}  # symbols, candles, workers
 FLOOR_GOAL = 4.0
-COLLECTION_GOAL_MS = 1.0
+GC_GOAL_MS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +55,8 @@ def measure(args: argparse.Namespace) -> Result:
             "rounds": 3 * (WARM_UP_ROUNDS + args.rounds),  # idle, busy, nothing
             "seed": args.seed,
         }
-        measured_apart("service.bench.market", market)
-        found = measured_apart("service.bench.cycle", {"directory": directory, **parameters})
+        answer_of("service.bench.market", market)
+        found = answer_of("service.bench.cycle", {"directory": directory, **parameters})
     return Result(NAME, MEASURES, parameters, facts, figures(found, parameters), found)
 
 
@@ -79,21 +80,13 @@ def figures(found: dict[str, Any], parameters: dict[str, Any]) -> tuple[Figure, 
         Figure("dispatch CPU mean", statistics.mean(nothing["cpu_s"]) * 1000, "ms", "less"),
         Figure("cycle wall p50, busy", statistics.median(busy["wall_s"]) * 1000, "ms", "less", goal),
         Figure("cycle CPU mean, busy", statistics.mean(busy["cpu_s"]) * 1000, "ms", "less"),
-        Figure(
-            "collection p50", statistics.median(idle["collect_s"]) * 1000, "ms", "less", COLLECTION_GOAL_MS
-        ),
-        Figure("collection max", max(idle["collect_s"]) * 1000, "ms", "less", COLLECTION_GOAL_MS),
+        Figure("collection p50", statistics.median(idle["collect_s"]) * 1000, "ms", "less", GC_GOAL_MS),
+        Figure("collection max", max(idle["collect_s"]) * 1000, "ms", "less", GC_GOAL_MS),
         Figure("TA-Lib calls a cycle", statistics.mean(floor["calls"]), "calls"),
         Figure("signals a cycle", statistics.mean(idle["signals"]), "signals"),
         Figure("batches, idle", idle["batches"], "batches"),
         Figure("batches, busy", busy["batches"], "batches"),
     )
-
-
-def quantile(values: list[float], fraction: float) -> float:
-    """The smallest value that at least this share of the values does not exceed: never between two."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * fraction), len(ordered) - 1)]
 
 
 # -- in the fresh process
@@ -209,9 +202,7 @@ class _Bench:
         collected_s = time.perf_counter()
         gc.collect()
         if result.analysed != len(self._places):
-            raise BenchFailed(
-                f"{result.analysed} of {len(self._places)} symbols were analysed: {result.failed}"
-            )
+            raise BenchFailed(f"{result.analysed} of {len(self._places)} symbols analysed: {result.failed}")
         return result, {
             "wall_s": analysed_s - began_s,
             "cpu_s": used_s,

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ class Memory(NamedTuple):
     unique: int
 
 
-def command(module: str, spec: Mapping[str, Any]) -> list[str]:
-    return [sys.executable, "-m", module, json.dumps(dict(spec))]
+def command(module: str, spec: Any) -> list[str]:
+    return [sys.executable, "-m", module, json.dumps(spec)]
 
 
 def environment() -> dict[str, str]:
@@ -41,15 +41,17 @@ def environment() -> dict[str, str]:
     return kept
 
 
-def measured_apart(module: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Run `python -m module SPEC` and return the JSON object it prints. Raises BenchFailed."""
+def answer_of(module: str, spec: Any, pipes: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Run `python -m module SPEC` and return the JSON object it prints last.
+
+    Args: pipes: descriptors it inherits. Raises: BenchFailed.
+    """
     done = subprocess.run(
-        command(module, spec), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command(module, spec), capture_output=True, text=True, env=environment(), pass_fds=pipes
     )
     if done.returncode != 0:
-        raise BenchFailed(
-            f"{module} ended with exit code {done.returncode}: {_tail(done.stderr or done.stdout)}"
-        )
+        words = _tail(done.stderr or done.stdout)
+        raise BenchFailed(f"{module} ended with exit code {done.returncode}: {words}")
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):

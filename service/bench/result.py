@@ -63,6 +63,12 @@ class Result(NamedTuple):
         }
 
 
+def quantile(values: list[float], fraction: float) -> float:
+    """The smallest value that at least this share of the values does not exceed: never between two."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * fraction), len(ordered) - 1)]
+
+
 def shown(figure: Figure) -> str:
     """The value with four significant digits, rounded against us: up where less is better, else down."""
     if not math.isfinite(figure.value):
@@ -86,8 +92,8 @@ def table(result: Result) -> str:
         "machine: " + words(result.machine),
     ]
     for name, value, unit, goal, verdict in rows:
-        line = f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {unit:<{widths[2]}}  {goal:<{widths[3]}}  {verdict}"
-        lines.append(line.rstrip())
+        line = f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {unit:<{widths[2]}}  {goal:<{widths[3]}}"
+        lines.append(f"{line}  {verdict}".rstrip())
     return "\n".join(lines)
 
 
