@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code. Errors with a name become one line that says what to do."""
-    parser = build_parser()
+    parser = build_parser(measuring=list(argv[:1]) == ["bench"])
     args = parser.parse_args(argv)
     try:
         code: int = args.function(args)
@@ -57,7 +57,8 @@ def report(error: PerpdError) -> None:
     log_failure(error)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
+    """The parser of all commands; `measuring` adds those of `bench`, which a daemon need not hold."""
     parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
     parser.add_argument("--version", action="version", version=f"perpd {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
@@ -76,6 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_arguments(sim)
     sim.set_defaults(function=_sim)
+
+    bench = commands.add_parser("bench", help="measure perpd on this machine")
+    if measuring:
+        from service.bench.command import add_arguments as add_bench_arguments
+
+        add_bench_arguments(bench)
+    bench.set_defaults(function=_bench)
     return parser
 
 
@@ -138,6 +146,12 @@ def _config(args: argparse.Namespace) -> int:
 
 def _sim(args: argparse.Namespace) -> int:
     from service.exchange.simulated.command import run
+
+    return run(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from service.bench.command import run
 
     return run(args)
 
