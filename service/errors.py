@@ -2,6 +2,7 @@
 
 PerpdError
   SettingsInvalid         exit 78: the message names file, key, what was found, what is allowed
+  LimitTooLow             exit 78: the memory limit is below what start-up needs
   DataDirectoryUnusable   exit 73: not writable, full, or held by another daemon
   PortInUse               exit 69: another process listens there
   VenueError
@@ -27,6 +28,7 @@ EXIT_USAGE = 64
 EXIT_UNAVAILABLE = 69
 EXIT_DATA_DIRECTORY = 73
 EXIT_IO = 74
+EXIT_RESTART = 75  # EX_TEMPFAIL: drained on purpose, to be started anew
 EXIT_NOT_PERMITTED = 77
 EXIT_SETTINGS = 78
 
@@ -42,6 +44,16 @@ class SettingsInvalid(PerpdError):
     """A setting is unknown, of the wrong type or out of range."""
 
     exit_code = EXIT_SETTINGS
+
+
+class LimitTooLow(PerpdError):
+    """The memory limit is below what start-up needs."""
+
+    exit_code = EXIT_SETTINGS
+    advice = (
+        "raise monitor.memory_limit_mb, the control group's or the container's limit, or lower "
+        "analysis.workers, market.symbols or market.candles"
+    )
 
 
 class StrategyInvalid(PerpdError):
