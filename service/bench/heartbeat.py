@@ -40,12 +40,16 @@ def beating(interval_s: float) -> Iterator[int]:
 
 
 class HeartbeatLag(LoopLag):
-    """A LoopLag that samples the beats of a pipe instead of a timer."""
+    """A LoopLag that samples the beats of a pipe instead of a timer.
+
+    A machine that starves the beating process loses beats: `seconds` tells how many there should have been.
+    """
 
     def __init__(self, pipe: int) -> None:
         super().__init__(samples=KEPT_BEATS)
         self._pipe = pipe
         self._since_ns = 0
+        self.seconds = 0.0  # it listened for, once it ended
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -57,6 +61,7 @@ class HeartbeatLag(LoopLag):
             await loop.create_future()  # until cancelled
         finally:
             loop.remove_reader(self._pipe)
+            self.seconds = (time.monotonic_ns() - self._since_ns) / 1e9
 
     def _read(self) -> None:
         beats = array("q", os.read(self._pipe, _PIPE_BYTES))

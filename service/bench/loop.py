@@ -11,11 +11,11 @@ from service.bench.result import Figure, Result, quantile
 NAME = "loop"
 SUMMARY = "event-loop lag of the daemon while every symbol's streams update and cycles run"
 MEASURES = (
-    "The real daemon over a simulated exchange in a process apart. It subscribes to one candle stream "
-    "a symbol (5m); each sends its forming candle every quarter of a wall second at most, as the venue does, "
-    "and every close. Candles close and cycles run `speed` times as often as in life. Lag: the age of beats "
-    "that a third process sends every 2 ms, so a hold-up is seen by every beat that fell into it. From the "
-    "first cycle on; start-up is left out."
+    "The real daemon over a simulated exchange in a process apart. The daemon subscribes to one candle "
+    "stream a symbol (5m); each sends its forming candle every quarter of a wall second at most, as the "
+    "venue does, and every close. Candles close and cycles run `speed` times as often as in life. Lag: the "
+    "age of beats that a third process sends every 2 ms, so a hold-up is seen by every beat that fell into "
+    "it. From the first cycle on; start-up is left out."
 )
 BEAT_INTERVAL_S = 0.002
 LAG_GOAL_MS = 5.0
@@ -57,6 +57,7 @@ def measure(args: argparse.Namespace) -> Result:
         Figure("loop lag p99", lag["p99_ms"], "ms", "less", LAG_GOAL_MS),
         Figure("loop lag max", lag["max_ms"], "ms", "less"),
         Figure("beats", lag["samples"], "beats"),
+        Figure("beats that should have come", lag["seconds"] / BEAT_INTERVAL_S, "beats"),
         Figure("candle updates received", rate("received"), "1/s", "more"),
         Figure("candle updates of the venue at most", venue_rate, "1/s"),
         Figure("candles closed", rate("closed"), "1/s", "more"),

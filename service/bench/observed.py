@@ -176,6 +176,7 @@ def _main(spec: dict[str, Any]) -> int:
             "p50_ms": seen.p50_ms,
             "p99_ms": seen.p99_ms,
             "max_ms": seen.longest_ms,
+            "seconds": lag.seconds,
         }
     observer.write({"end": end})
     return code

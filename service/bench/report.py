@@ -51,11 +51,9 @@ def page(results: list[tuple[list[str], dict[str, Any]]], at: datetime, plot: st
 def _section(arguments: list[str], result: dict[str, Any]) -> list[str]:
     load = result["machine"]["load_average_1m"]
     lines = [
-        f"## {result['benchmark']}",
+        f"## `perpd bench {shlex.join(arguments)}`",
         "",
-        f"`perpd bench {shlex.join(arguments)}` (load average before it: {load})",
-        "",
-        result["measures"],
+        f"{result['measures']} Load average before it: {load}.",
         "",
         "| | value | unit | goal | |",
         "|---|---:|---|---|---|",
