@@ -46,6 +46,7 @@ from service.monitor.memory import MemorySampler, memory_limit_mb
 from service.monitor.performance import PerformanceMonitor
 from service.monitor.report import MemoryReport
 from service.monitor.sizes import held_bytes
+from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import Clock, Exchange, StateStore
@@ -194,6 +195,7 @@ class _Opened:
         self.archive = archive
         self.notifier = Notifier.from_environment(os.environ)
         self.lag = LoopLag(alarm_ms=settings.monitor.lag_alarm_ms, on_alarm=self._on_lag)
+        self.held = HeldStack(self.lag, alarm_ms=settings.monitor.lag_alarm_ms)
         self.memory = MemorySampler(settings.monitor.memory_limit_mb, exclude_pids=lambda: set(venue.pids))
         self.guard = MemoryGuard(
             settings.monitor,
@@ -397,14 +399,15 @@ class _Opened:
                 tasks.create_task(self._stalled(), name="monitor.stalled"),
             ]
             try:
-                yield
+                with self.held.watching():
+                    yield
             finally:
                 for watcher in watchers:
                     watcher.cancel()
 
     def _on_lag(self, lag_ms: float) -> None:
         self.monitor.count("loop.lag_alarms")
-        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1))
+        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1), stack=self.held.take())
 
     def _entries_off(self) -> str:
         """Why nothing may be opened now, or ''."""
