@@ -72,6 +72,12 @@ def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
     config.add_argument("--json", action="store_true", help="print one JSON object")
     config.set_defaults(function=_config)
 
+    memory = commands.add_parser("memory", help="ask a running daemon what its memory is spent on")
+    _add_run_arguments(memory)
+    memory.add_argument("--trace", type=_seconds, default=0, metavar="N", help="trace allocations for N s")
+    memory.add_argument("--json", action="store_true", help="print one JSON object")
+    memory.set_defaults(function=_memory)
+
     sim = commands.add_parser("sim", help="serve a simulated Binance USD-M futures exchange on loopback")
     from service.exchange.simulated.command import add_arguments
 
@@ -98,6 +104,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--symbols", type=int, metavar="N", help="size of the universe")
     parser.add_argument("--data-dir", metavar="DIR", help="where candles, state and archive live")
     parser.add_argument("--config", metavar="F", type=Path, help="settings file, TOML")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 3_600:
+        raise argparse.ArgumentTypeError("is 0 to 3600 seconds")
+    return seconds
 
 
 def _load(args: argparse.Namespace) -> Any:
@@ -142,6 +155,12 @@ def _config(args: argparse.Namespace) -> int:
     for name, present in (("api_key", loaded.secrets.api_key), ("api_secret", loaded.secrets.api_secret)):
         print(f"{name} is {'set' if present else 'not set'}")  # noqa: T201
     return 0
+
+
+def _memory(args: argparse.Namespace) -> int:
+    from service.monitor.memory_command import run
+
+    return run(_load(args).settings, args)
 
 
 def _sim(args: argparse.Namespace) -> int:

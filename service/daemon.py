@@ -39,10 +39,14 @@ from service.market.candles import FILE_NAME, CandleFileInvalid, CandleStore
 from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
+from service.monitor.control import controlling
 from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
 from service.monitor.lag import LoopLag
 from service.monitor.memory import MemorySampler, memory_limit_mb
 from service.monitor.performance import PerformanceMonitor
+from service.monitor.report import MemoryReport
+from service.monitor.sizes import held_bytes
+from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import Clock, Exchange, StateStore
@@ -191,6 +195,7 @@ class _Opened:
         self.archive = archive
         self.notifier = Notifier.from_environment(os.environ)
         self.lag = LoopLag(alarm_ms=settings.monitor.lag_alarm_ms, on_alarm=self._on_lag)
+        self.held = HeldStack(self.lag, alarm_ms=settings.monitor.lag_alarm_ms)
         self.memory = MemorySampler(settings.monitor.memory_limit_mb, exclude_pids=lambda: set(venue.pids))
         self.guard = MemoryGuard(
             settings.monitor,
@@ -209,6 +214,7 @@ class _Opened:
         self.chosen: set[str] = set()
         self.failing = ""
         self.finished_s = self.clock.monotonic_s()
+        self.sizes: dict[str, Callable[[], int]] = {}  # each part's own bytes, for `perpd memory`
         self.gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
@@ -226,8 +232,10 @@ class _Opened:
         try:
             facts = await analyzer.describe_strategy()
             log.info("strategy loaded", strategy=facts.name)
+            report = MemoryReport(self.memory, self.guard, self.sizes)
             async with (
                 self.guard.running(),
+                controlling(self.directory, {"memory": report.answer}),
                 serving(
                     settings.web.host,
                     settings.web.port,
@@ -299,6 +307,20 @@ class _Opened:
             load=lambda: self.guard.load,
             entries_off=self._entries_off,
         )
+        self.sizes |= {
+            "candle store": lambda: candles.bytes,
+            "archive buffers": lambda: held_bytes(self.archive),
+            "shadow book": lambda: held_bytes(shadows),
+            "orders and positions": lambda: held_bytes(executor),
+            "ledger": lambda: held_bytes(ledger),
+            "instruments": lambda: held_bytes(instruments),
+            "candle feed": lambda: held_bytes(feed),
+            "analysis results": lambda: held_bytes(analyzer),
+            "decided signals": lambda: held_bytes(self.parts.decided),
+            "monitor history": lambda: (
+                held_bytes(self.monitor) + held_bytes(self.lag, within="service.monitor")
+            ),
+        }
         self.gauges = self._gauges
         await self._bootstrap(universe)
         async with (
@@ -377,14 +399,15 @@ class _Opened:
                 tasks.create_task(self._stalled(), name="monitor.stalled"),
             ]
             try:
-                yield
+                with self.held.watching():
+                    yield
             finally:
                 for watcher in watchers:
                     watcher.cancel()
 
     def _on_lag(self, lag_ms: float) -> None:
         self.monitor.count("loop.lag_alarms")
-        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1))
+        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1), stack=self.held.take())
 
     def _entries_off(self) -> str:
         """Why nothing may be opened now, or ''."""

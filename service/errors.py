@@ -5,6 +5,7 @@ PerpdError
   LimitTooLow             exit 78: the memory limit is below what start-up needs
   DataDirectoryUnusable   exit 73: not writable, full, or held by another daemon
   PortInUse               exit 69: another process listens there
+  DaemonUnreachable       exit 69: no daemon answers on the data directory's control socket
   VenueError
     VenueUnavailable      nothing was sent, or only a read: retry with back-off and jitter
       VenueThrottled      429, 418, -1003, -1015: nothing more before `retry_at_ms`
@@ -70,6 +71,12 @@ class DataDirectoryUnusable(PerpdError):
 
 class PortInUse(PerpdError):
     """Another process listens on the port."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+class DaemonUnreachable(PerpdError):
+    """No daemon answers on the data directory's control socket."""
 
     exit_code = EXIT_UNAVAILABLE
 

@@ -1,7 +1,6 @@
 """Keeps the memory budget: samples, follows the level and performs what the plan says."""
 
 import asyncio
-import ctypes
 import math
 import threading
 import time
@@ -211,6 +210,8 @@ class MemoryGuard:
 
 def trim() -> bool:
     """Have the allocator return free pages; False where it cannot (another C library)."""
+    import ctypes  # half a MB, for a daemon that may never need it
+
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except (AttributeError, OSError):

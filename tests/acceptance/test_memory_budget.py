@@ -1,8 +1,10 @@
 """The memory budget of a running daemon: refused, reacted to, drained for."""
 
+import json
+import signal
 from pathlib import Path
 
-from service.errors import EXIT_RESTART, EXIT_SETTINGS
+from service.errors import EXIT_RESTART, EXIT_SETTINGS, EXIT_UNAVAILABLE
 
 SMALL = ("run", "--symbols", "30", "--speed", "120", "--data-dir", "data")
 
@@ -55,3 +57,27 @@ def test_the_level_high_keeps_trading_without_entries(perpd, tmp_path: Path) -> 
     assert [line["reaction"] for line in run.lines if line["message"] == "memory reaction"][-1] == (
         "debug and info logs dropped"
     )
+
+
+def test_the_command_explains_the_memory_of_a_running_daemon(perpd, tmp_path: Path) -> None:
+    run = perpd(*SMALL)
+    run.read_until("cycle")
+    asked = perpd("memory", "--data-dir", "data", "--json", "--trace", "1")
+    stdout, stderr = asked.process.communicate(timeout=60)
+    assert stderr == ""
+    answer = json.loads(stdout)
+    explained = sum(process["pss_bytes"] for process in answer["processes"]) / 2**20
+    assert explained >= 0.9 * answer["budget"]["pss_mb"]
+    assert {"perpd-nursery", "perpd-worker"} <= {process["name"] for process in answer["processes"]}
+    assert answer["parts"]["candle store"] > 0
+    assert answer["parts"]["analysis results"] > 0
+    assert answer["trace"]["lines"]
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(40) == 0
+    assert not (tmp_path / "data" / "control.sock").exists()
+
+
+def test_the_command_without_a_daemon_says_so(perpd, tmp_path: Path) -> None:
+    asked = perpd("memory", "--data-dir", "nowhere")
+    assert asked.finish() == EXIT_UNAVAILABLE
+    assert "is it running?" in asked.failure["message"]
