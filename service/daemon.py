@@ -34,7 +34,7 @@ from service.errors import (
     VenueError,
 )
 from service.exchange.venue import Venue, open_venue
-from service.logs import configure, log_failure, set_level
+from service.logs import RUN_SUMMARY, configure, log_failure, set_level
 from service.market.candles import FILE_NAME, CandleFileInvalid, CandleStore
 from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
@@ -76,7 +76,7 @@ log = structlog.get_logger("perpd")
 
 def run(loaded: Loaded, nursery: "Nursery | None") -> int:
     """Trade until a stop signal, the last cycle or the end of the market. Returns the exit code."""
-    configure(loaded.settings.log, secrets=loaded.secrets.values())
+    configure(loaded.settings.log, secrets=loaded.secrets.values(), unlimited=(RUN_SUMMARY, "cycle"))
     summary = RunSummary()
     try:
         with (

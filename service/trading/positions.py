@@ -116,6 +116,13 @@ def never_opened(position: Position, now_ms: int) -> Position:
     return msgspec.structs.replace(position, closed_ms=max(now_ms, 1), close_reason="")
 
 
+def without_protection(position: Position, purpose: OrderPurpose) -> Position:
+    """The position without its stop, or without its target."""
+    if purpose is OrderPurpose.STOP:
+        return msgspec.structs.replace(position, stop_order_id="", protected_ms=0)
+    return msgspec.structs.replace(position, target_order_id="")
+
+
 def close_reason(fill: Fill, order: Order | None, meant: CloseReason | None) -> CloseReason:
     """Why a fill closed a position: the venue's own client ids first, then our order's purpose.
 

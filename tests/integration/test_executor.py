@@ -277,7 +277,7 @@ async def quiet(desk: Desk) -> None:
     async with asyncio.timeout(5):
         while True:
             await desk.executor.events_applied()
-            waiting = [*desk.executor._flights, *desk.executor._background]
+            waiting = [*desk.executor._flights, *desk.executor._protector.background]
             if not waiting:
                 return
             await asyncio.wait(waiting)
@@ -954,5 +954,5 @@ async def test_refused_exits_leave_nothing_behind_in_memory(tmp_path):
             while desk.executor.positions():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await quiet(desk)
-        assert desk.executor._orders == {}
-        assert desk.executor._changed == {}
+        assert desk.executor._books.orders == {}
+        assert desk.executor._books.changed == {}

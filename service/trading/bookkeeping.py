@@ -1,0 +1,308 @@
+"""Writing down what happened: news of orders merged, fills and adjustments booked, positions ended.
+
+A fill is booked once: ledger, position and store in one transaction. What a change means for a
+position's protection is told to whoever protects it.
+"""
+
+from collections.abc import Callable
+from decimal import Decimal
+
+import msgspec
+import structlog
+
+from service.errors import DataDirectoryUnusable
+from service.ports import Clock, Recorder, StateStore
+from service.records import Adjustment, CloseReason, Fill, Order, OrderPurpose, OrderStatus, Position
+from service.trading.books import Books
+from service.trading.ledger import Ledger
+from service.trading.orders import Applied, apply, client_order_id, is_ours, with_status
+from service.trading.outbox import Outbox
+from service.trading.positions import (
+    after_fill,
+    close_reason,
+    is_open,
+    never_opened,
+    with_close,
+    without_protection,
+)
+
+log = structlog.get_logger("trading.bookkeeping")
+
+RESTING = (OrderStatus.OPEN, OrderStatus.PARTLY_FILLED, OrderStatus.TRIGGERED)
+ZERO = Decimal(0)
+
+
+class Bookkeeper:
+    """Changes the books, with their lock held.
+
+    Args: protect, sweep: called with the id of a position that lacks protection, or that ended with
+    orders of it resting; they must not block.
+    """
+
+    def __init__(
+        self,
+        books: Books,
+        store: StateStore,
+        ledger: Ledger,
+        outbox: Outbox,
+        clock: Clock,
+        recorder: Recorder,
+        *,
+        protect: Callable[[str], None],
+        sweep: Callable[[str], None],
+    ) -> None:
+        self._books = books
+        self._store = store
+        self._ledger = ledger
+        self._outbox = outbox
+        self._clock = clock
+        self._recorder = recorder
+        self._protect = protect
+        self._sweep = sweep
+
+    async def learn(self, update: Order) -> Order | None:
+        """Merge news of an order; None when it is not ours."""
+        async with self._books.lock:
+            order = await self._books.known(update.client_order_id)
+            if order is None:
+                self._recorder.count("trading.foreign_order_events")
+                if is_ours(update.client_order_id):  # another instance, or lost state
+                    self._books.reconcile_wanted.set()
+                return None
+            order = await self._merge(order, apply(order, update))
+            await self._after_order(order)
+            return order
+
+    async def _merge(self, order: Order, applied: Applied) -> Order:
+        if applied.fault:
+            self._recorder.count("trading.order_faults")
+            log.warning("impossible order update", client_order_id=order.client_order_id, fault=applied.fault)
+        if applied.changed:
+            await self._books.save_order(applied.order)
+        return applied.order
+
+    async def _after_order(self, order: Order) -> None:
+        """What an order's new state means for its position. Holds the lock."""
+        self._books.versions[order.symbol] += 1
+        position = self._books.positions.get(order.position_id)
+        if order.type.conditional:
+            if position is None:
+                if order.status in RESTING or order.status is OrderStatus.UNKNOWN:
+                    self._sweep(order.position_id)
+            else:
+                await self._after_protective(order, position)
+        if order.status.final and position is None:
+            self._books.orders.pop(order.client_order_id, None)
+            self._books.filled.pop(order.client_order_id, None)
+        waiter = self._books.changed.get(order.client_order_id)
+        if waiter is not None:
+            waiter.set()
+
+    async def _after_protective(self, order: Order, position: Position) -> None:
+        stop = order.purpose is OrderPurpose.STOP
+        current = position.stop_order_id if stop else position.target_order_id
+        name = order.client_order_id
+        if order.status in RESTING and current != name:
+            changes: dict[str, object] = {"stop_order_id" if stop else "target_order_id": name}
+            if stop:
+                changes["protected_ms"] = self._clock.now_ms()
+                self._books.unprotected_since.pop(position.position_id, None)
+            position = msgspec.structs.replace(position, **changes)
+            await self._books.save_position(position)
+            if stop:
+                self._outbox.put("positions", position)
+        elif order.status.final and order.status is not OrderStatus.FILLED and current == name:
+            log.warning("protection ended", symbol=order.symbol, purpose=order.purpose, status=order.status)
+            await self._books.save_position(without_protection(position, order.purpose))
+            if stop:
+                self._books.unprotected_since.setdefault(position.position_id, self._clock.monotonic_s())
+            self._protect(position.position_id)
+
+    async def set_status(self, name: str, status: OrderStatus, reason: str) -> Order:
+        async with self._books.lock:
+            order = await self._books.known(name)  # its final event may have come first and let go of it
+            if order is None:
+                raise KeyError(f"order {name} is not in the books")
+            order = await self._merge(order, with_status(order, status, self._clock.now_ms(), reason))
+            await self._after_order(order)
+            return order
+
+    async def book(self, fill: Fill) -> bool:
+        """Book one execution once: ledger, position and store in one transaction."""
+        async with self._books.lock:
+            order = await self._owner(fill)
+            position = await self._position_of(fill, order)
+            booking = self._ledger.preview(fill)
+            outcome = None
+            record = position
+            if position is not None:
+                outcome = after_fill(position, fill, booking.fee, booking.realised_pnl)
+                record = outcome.position
+                if outcome.closed:
+                    cause = order or self._triggered(position)
+                    reason = close_reason(fill, cause, self._books.meant.get(position.position_id))
+                    traded = self._books.entered.get(position.position_id, ZERO)
+                    record = with_close(record, reason, fill.filled_ms, traded)
+            try:
+                booked = await self._ledger.book_fill(fill, booking, record)
+            except DataDirectoryUnusable:
+                # The books wait for the disk, the stop does not.
+                if position is not None and not position.protected_ms:
+                    self._books.unprotected_since.setdefault(position.position_id, self._clock.monotonic_s())
+                    self._protect(position.position_id)
+                raise
+            if not booked:
+                await self._name_reason(fill, order)
+                return False
+            self._books.store_failing = False
+            self._recorder.count("trading.fills")
+            self._outbox.put("fills", fill)
+            if order is not None:
+                name = order.client_order_id
+                self._books.filled[name] = self._books.filled.get(name, ZERO) + fill.quantity
+            if record is not None and outcome is not None:
+                if outcome.foreign:
+                    self._books.foreign[fill.symbol] = f"{outcome.foreign} executed beyond our position"
+                    self._books.reconcile_wanted.set()
+                await self._after_fill(fill, record)
+            else:
+                self._recorder.count("trading.foreign_fills")
+                self._books.reconcile_wanted.set()
+            if order is not None:
+                await self._after_order(order)
+            return True
+
+    async def book_adjustment(self, adjustment: Adjustment) -> bool:
+        """Book funding or a transfer once, and on the position it belongs to."""
+        async with self._books.lock:
+            if not await self._ledger.book_adjustment(adjustment):
+                return False
+            self._outbox.put("adjustments", adjustment)
+            position = self._books.position_on(adjustment.symbol)
+            if adjustment.kind == "funding" and position is not None:
+                await self._books.save_position(
+                    msgspec.structs.replace(position, funding=position.funding + adjustment.amount)
+                )
+        return True
+
+    def _triggered(self, position: Position) -> Order | None:
+        """The position's conditional order that is executing: a fill under a name unknown to us is its."""
+        for name in (position.stop_order_id, position.target_order_id):
+            order = self._books.orders.get(name)
+            if order is not None and order.status is OrderStatus.TRIGGERED:
+                return order
+        return None
+
+    async def _name_reason(self, fill: Fill, order: Order | None) -> None:
+        """A closing fill that was booked under an unknown name is told again under our order's."""
+        if order is None or order.position_id in self._books.positions:
+            return
+        closed = await self._store.position(order.position_id)
+        if closed is None or closed.close_reason != CloseReason.MANUAL or closed.closed_ms != fill.filled_ms:
+            return
+        named = msgspec.structs.replace(closed, close_reason=close_reason(fill, order, None).value)
+        if named != closed:
+            await self._books.save_position(named)
+            self._outbox.put("positions", named)
+
+    async def _after_fill(self, fill: Fill, position: Position) -> None:
+        name = position.position_id
+        if position.closed_ms:
+            await self._forget(position)
+            return
+        self._books.positions[name] = position
+        if fill.side is position.position_side.entry_side:
+            self._books.entered[name] = self._books.entered.get(name, ZERO) + fill.quantity
+        if not position.protected_ms:
+            self._books.unprotected_since.setdefault(name, self._clock.monotonic_s())
+            self._protect(name)
+
+    async def _forget(self, position: Position) -> None:
+        """A position ended: out of memory, into the archive; what still rests is cancelled."""
+        name = position.position_id
+        self._books.positions.pop(name, None)
+        self._books.entered.pop(name, None)
+        self._books.meant.pop(name, None)
+        self._books.unprotected_since.pop(name, None)
+        if position.entry_price:
+            self._recorder.count("trading.positions_closed")
+            self._outbox.put("positions", position)
+            log.info(
+                "position closed",
+                symbol=position.symbol,
+                reason=position.close_reason,
+                realised_pnl=str(position.realised_pnl),
+                fees=str(position.fees),
+            )
+        for order in [order for order in self._books.orders.values() if order.position_id == name]:
+            waiter = self._books.changed.get(order.client_order_id)
+            if waiter is not None:
+                waiter.set()
+            elif order.status.final:
+                self._books.orders.pop(order.client_order_id)
+                self._books.filled.pop(order.client_order_id, None)
+        self._sweep(name)
+
+    async def _owner(self, fill: Fill) -> Order | None:
+        """Our order that a fill belongs to: by client id, else by the venue's."""
+        order = await self._books.known(fill.client_order_id)
+        if order is not None or not fill.venue_order_id:
+            return order
+        return next(
+            (
+                known
+                for known in self._books.orders.values()
+                if known.symbol == fill.symbol and known.venue_order_id == fill.venue_order_id
+            ),
+            None,
+        )
+
+    async def _position_of(self, fill: Fill, order: Order | None) -> Position | None:
+        """The position a fill belongs to. A late fill of an ended trade never lands on the next one."""
+        if order is None:
+            return self._books.position_on(fill.symbol)
+        position = self._books.positions.get(order.position_id)
+        if position is None and order.purpose is OrderPurpose.ENTRY:
+            stored = await self._store.position(order.position_id)
+            if stored is not None and not stored.entry_price:  # given up too early: it did open
+                return msgspec.structs.replace(stored, closed_ms=0)
+        return position
+
+    async def end_position(self, position_id: str, reason: CloseReason) -> None:
+        """Close a position in our books that the venue no longer holds and no fill explains."""
+        async with self._books.lock:
+            position = self._books.positions.get(position_id)
+            if position is None:
+                return
+            log.error("position vanished", symbol=position.symbol, reason=reason)
+            ended = with_close(position, reason, self._clock.now_ms(), ZERO)
+            self._books.versions[position.symbol] += 1
+            await self._books.save_position(ended)
+            await self._forget(ended)
+
+    async def correct_quantity(self, position_id: str, quantity: Decimal) -> None:
+        """Take over the venue's quantity of a position; the venue is the truth for it."""
+        async with self._books.lock:
+            position = self._books.positions.get(position_id)
+            if position is not None:
+                log.error(
+                    "quantity corrected",
+                    symbol=position.symbol,
+                    ours=str(position.quantity),
+                    venue=str(quantity),
+                )
+                self._books.versions[position.symbol] += 1
+                await self._books.save_position(msgspec.structs.replace(position, quantity=quantity))
+
+    async def give_up_entry(self, position_id: str) -> None:
+        """End an intention whose entry order ended without a fill."""
+        async with self._books.lock:
+            position = self._books.positions.get(position_id)
+            if position is None or is_open(position):
+                return
+            order = await self._books.known(client_order_id(position_id, "entry", 0))
+            if order is not None and not self._books.ended(order):
+                return  # it executed, and its fills are still to come
+            ended = never_opened(position, self._clock.now_ms())
+            await self._books.save_position(ended)
+            await self._forget(ended)

@@ -1,0 +1,106 @@
+"""Entering a position: leverage, the intention written down, one market order, protection."""
+
+import asyncio
+
+from service.errors import DataDirectoryUnusable, VenueError
+from service.ports import Clock, Exchange, StateStore
+from service.records import (
+    OrderPurpose,
+    OrderRequest,
+    OrderType,
+    Position,
+    RefusalReason,
+    Signal,
+)
+from service.trading.bookkeeping import Bookkeeper
+from service.trading.books import Books
+from service.trading.orders import client_order_id, new_order
+from service.trading.positions import intended, is_open, position_id_of
+from service.trading.protecting import Protector
+from service.trading.protection import Failure
+from service.trading.ranking import Refused
+from service.trading.sending import Sender
+from service.trading.sizing import Approved
+
+
+class Opener:
+    """Entries, one per signal for ever."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        store: StateStore,
+        books: Books,
+        bookkeeper: Bookkeeper,
+        sender: Sender,
+        protector: Protector,
+        clock: Clock,
+        *,
+        margin_type: str,
+        answer_limit_s: float,
+    ) -> None:
+        self._exchange = exchange
+        self._store = store
+        self._books = books
+        self._bookkeeper = bookkeeper
+        self._sender = sender
+        self._protector = protector
+        self._clock = clock
+        self._margin_type = margin_type
+        self._answer_limit_s = answer_limit_s
+
+    async def enter(self, signal: Signal, approved: Approved) -> Position | Refused:
+        name = position_id_of(signal.signal_id)
+        if await self._store.order(client_order_id(name, "entry", 0)) is not None:
+            return Refused(
+                reason=RefusalReason.SYMBOL_HELD, detail="1 entry of this signal exists, 0 allowed"
+            )
+        try:
+            await self._exchange.set_leverage(signal.symbol, approved.leverage, self._margin_type)
+        except VenueError as error:
+            return _rejected(error, f"leverage {approved.leverage}x")
+        position = intended(signal, approved, self._clock.now_ms())
+        request = OrderRequest(
+            client_order_id=client_order_id(name, "entry", 0),
+            symbol=signal.symbol,
+            side=signal.position_side.entry_side,
+            type=OrderType.MARKET,
+            purpose=OrderPurpose.ENTRY,
+            position_id=name,
+            quantity=approved.quantity,
+        )
+        order = new_order(request, self._clock.now_ms())
+        try:
+            await self._store.save_intent(position, order)
+        except DataDirectoryUnusable as error:
+            self._books.note_store(error)
+            return Refused(reason=RefusalReason.ENTRIES_OFF, detail=f"state cannot be written: {error}")
+        self._books.positions[name] = position
+        failure = await self._sender.send(request, order)
+        await self._sender.wait_filled(request.client_order_id)
+        return await self._entered_as(name, request.client_order_id, failure)
+
+    async def _entered_as(self, name: str, order_id: str, failure: Failure | None) -> Position | Refused:
+        order = await self._books.known(order_id)
+        position = self._books.positions.get(name)
+        if position is not None and is_open(position):
+            task = self._protector.protecting.get(name)
+            if task is not None:
+                await asyncio.wait({task})
+            return self._books.positions.get(name, position)
+        if order is not None and not self._books.ended(order):
+            return Refused(
+                reason=RefusalReason.ORDER_UNKNOWN,
+                detail=f"no whole answer within {self._answer_limit_s:g} s; the symbol stays busy",
+            )
+        if position is None:  # opened and closed again meanwhile
+            stored = await self._store.position(name)
+            if stored is not None and stored.entry_price:
+                return stored
+        await self._bookkeeper.give_up_entry(name)
+        detail = failure.detail if failure else f"the venue: {order.reason if order else 'no order'}"
+        return Refused(reason=RefusalReason.ORDER_REJECTED, detail=detail)
+
+
+def _rejected(error: VenueError, what: str) -> Refused:
+    return Refused(reason=RefusalReason.ORDER_REJECTED, detail=f"{what}: {error.code}: {error}")

@@ -1,0 +1,250 @@
+"""Performing protection's ladder: each open position has its stop and target, each ended one nothing.
+
+Stop and target are kept at the same time, each by a task of its own: neither waits for the other's answer.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+
+import structlog
+
+from service.errors import VenueError
+from service.ports import Clock, Exchange, Recorder
+from service.records import (
+    CloseReason,
+    OrderPurpose,
+    OrderRequest,
+    OrderStatus,
+    OrderType,
+    Position,
+)
+from service.settings import TradingSettings
+from service.trading.bookkeeping import RESTING, Bookkeeper
+from service.trading.books import Books
+from service.trading.closing import Closer
+from service.trading.orders import new_order
+from service.trading.positions import without_protection
+from service.trading.protection import (
+    BREACHED,
+    NOTHING_HELD,
+    Failure,
+    Step,
+    next_stop_step,
+    next_target_step,
+    other_working_type,
+)
+from service.trading.sending import Sender, pause
+
+log = structlog.get_logger("trading.protecting")
+
+LONGEST_RETRY_S = 60.0
+
+
+class Protector:
+    """Owns the tasks that protect and sweep, within the group that `start` is given.
+
+    Args: retry_s: wall seconds between attempts while the venue is out of reach.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        books: Books,
+        bookkeeper: Bookkeeper,
+        sender: Sender,
+        closer: Closer,
+        clock: Clock,
+        settings: TradingSettings,
+        recorder: Recorder,
+        *,
+        retry_s: float,
+    ) -> None:
+        self._exchange = exchange
+        self._books = books
+        self._bookkeeper = bookkeeper
+        self._sender = sender
+        self._closer = closer
+        self._clock = clock
+        self._settings = settings
+        self._recorder = recorder
+        self._retry_s = retry_s
+        self._tasks: asyncio.TaskGroup | None = None
+        self.background: set[asyncio.Task[None]] = set()
+        self.protecting: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin: until then what shall be protected or swept is left to reconciliation."""
+        self._tasks = tasks
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._tasks = None
+
+    def cancel(self) -> None:
+        """Cancel what is under way; the group awaits it."""
+        for task in list(self.background):
+            task.cancel()
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None] | None:
+        if self._tasks is None:
+            work.close()
+            return None
+        task = self._tasks.create_task(work, name=name)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+        return task
+
+    def protect(self, name: str) -> None:
+        if name in self.protecting or name not in self._books.positions:
+            return
+        task = self._spawn(self._protect(name), f"trading.protect.{name}")
+        if task is not None:
+            self.protecting[name] = task
+
+    def stop_missing(self, position_id: str) -> None:
+        """The venue does not hold the stop that we believed in."""
+        self._forget_protection(position_id, OrderPurpose.STOP)
+        self._books.unprotected_since.setdefault(position_id, self._clock.monotonic_s())
+        self.protect(position_id)
+
+    def target_missing(self, position_id: str) -> None:
+        self._forget_protection(position_id, OrderPurpose.TARGET)
+        self.protect(position_id)
+
+    def _forget_protection(self, position_id: str, purpose: OrderPurpose) -> None:
+        position = self._books.positions.get(position_id)
+        if position is not None:
+            self._books.positions[position_id] = without_protection(position, purpose)
+
+    async def _protect(self, name: str) -> None:
+        """Stop and target at the same time: neither waits for the other's answer."""
+        try:
+            async with asyncio.TaskGroup() as legs:
+                legs.create_task(self._keep_stop(name), name=f"trading.stop.{name}")
+                legs.create_task(self._keep_target(name), name=f"trading.target.{name}")
+        finally:
+            self.protecting.pop(name, None)
+
+    async def _keep_stop(self, name: str) -> None:
+        failures: list[Failure] = []
+        rounds = 0
+        while (position := self._books.positions.get(name)) is not None and not position.protected_ms:
+            since_s = self._books.unprotected_since.get(name, self._clock.monotonic_s())
+            step = next_stop_step(
+                failures,
+                unprotected_s=self._clock.monotonic_s() - since_s,
+                limit_s=self._settings.unprotected_limit_s,
+            )
+            if failures:
+                self._recorder.count("trading.stop_failures")
+                # Beyond its stop already: the ladder closes it at once, as the stop would have.
+                tell = log.warning if failures[-1].code in BREACHED else log.error
+                tell("stop not placed", symbol=position.symbol, step=step, detail=failures[-1].detail)
+            if step is Step.CLOSE:
+                breached = failures[-1].code in BREACHED
+                if await self._closer.close(position, CloseReason.STOP if breached else CloseReason.EXIT):
+                    return
+                if await self._look_for_stop(position) is NOTHING_HELD:
+                    return  # reconciliation decides what became of it
+                failures.clear()
+                await pause(self._clock, min(self._retry_s * 2**rounds, LONGEST_RETRY_S))
+                rounds += 1
+                continue
+            failure = await self._stop_step(position, step)
+            if failure is NOTHING_HELD:
+                return
+            if failure is not None:
+                failures.append(failure)
+
+    async def _stop_step(self, position: Position, step: Step) -> Failure | None:
+        configured: str = self._settings.stop_working_type
+        if step is Step.ASK:
+            return await self._look_for_stop(position)
+        working_type = configured if step is Step.PLACE else other_working_type(configured)
+        return await self._place_protective(position, OrderPurpose.STOP, working_type)
+
+    async def _keep_target(self, name: str) -> None:
+        failures: list[Failure] = []
+        while (position := self._books.positions.get(name)) is not None and not position.target_order_id:
+            step = next_target_step(failures)
+            if failures:
+                log.warning(
+                    "target not placed", symbol=position.symbol, step=step, detail=failures[-1].detail
+                )
+            if step is Step.GIVE_UP:
+                return  # the stop protects; reconciliation tries again
+            if step is Step.CLOSE:
+                await self._closer.close(position, CloseReason.TARGET)
+                return
+            working_type = self._settings.stop_working_type
+            failure = await self._place_protective(position, OrderPurpose.TARGET, working_type)
+            if failure is not None:
+                failures.append(failure)
+
+    async def _place_protective(
+        self, position: Position, purpose: OrderPurpose, working_type: str
+    ) -> Failure | None:
+        """One conditional order that closes the whole position. None when it rests, or nothing is left."""
+        stop = purpose is OrderPurpose.STOP
+        name = await self._books.next_id(position.position_id, purpose.value)
+        request = OrderRequest(
+            client_order_id=name,
+            symbol=position.symbol,
+            side=position.position_side.exit_side,
+            type=OrderType.STOP_MARKET if stop else OrderType.TAKE_PROFIT_MARKET,
+            purpose=purpose,
+            position_id=position.position_id,
+            trigger_price=position.stop if stop else position.target,
+            close_position=True,
+            working_type=working_type,
+        )
+        failure = await self._sender.send(request, new_order(request, self._clock.now_ms()))
+        self._books.changed.pop(name, None)
+        if failure is not None:
+            return failure
+        order = await self._books.known(name)
+        if order is None or order.status in RESTING or order.status is OrderStatus.FILLED:
+            return None
+        if position.position_id not in self._books.positions:
+            return None
+        return Failure(code=0, detail=f"{purpose} is {order.status}: {order.reason}")
+
+    async def _look_for_stop(self, position: Position) -> Failure | None:
+        """The venue says that a stop is there, or that the position is gone: see what is true.
+
+        A closing order of ours that belongs to an ended trade is in the way and is cancelled.
+        """
+        try:
+            account = await self._exchange.account()
+            resting = await self._exchange.open_orders()
+        except VenueError as error:
+            return Failure(code=error.code, detail=f"question unanswered: {error}")
+        for order in resting:
+            known = (
+                await self._books.known(order.client_order_id) if order.symbol == position.symbol else None
+            )
+            if known is None or not known.type.conditional:
+                continue
+            if known.position_id == position.position_id:
+                await self._bookkeeper.learn(order)
+            else:
+                await self._sender.cancel(known)
+        if all(held.symbol != position.symbol for held in account.positions):
+            self._books.reconcile_wanted.set()
+            return NOTHING_HELD
+        current = self._books.positions.get(position.position_id)
+        if current is None or current.protected_ms:
+            return None
+        return Failure(code=0, detail="no stop of this position rests on the venue")
+
+    def sweep(self, name: str) -> None:
+        if any(
+            order.position_id == name and order.type.conditional for order in self._books.working_orders()
+        ):
+            self._spawn(self._cancel_leftovers(name), f"trading.sweep.{name}")
+
+    async def _cancel_leftovers(self, name: str) -> None:
+        """Cancel the conditional orders of a position that ended."""
+        for order in self._books.working_orders():
+            if order.position_id == name and order.type.conditional and name not in self._books.positions:
+                await self._sender.cancel(order)

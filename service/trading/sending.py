@@ -1,0 +1,206 @@
+"""Sending an order, waiting for its end, and asking what became of it.
+
+An order is sent once. No usable answer means asking by client id until it is known.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
+
+import structlog
+
+from service.errors import DataDirectoryUnusable, OrderOutcomeUnknown, VenueError, VenueMalformed
+from service.ports import Clock, Exchange, Recorder
+from service.records import Fill, Order, OrderPurpose, OrderRequest, OrderStatus
+from service.trading.bookkeeping import RESTING, Bookkeeper
+from service.trading.books import Books
+from service.trading.ledger import Ledger
+from service.trading.orders import with_status
+from service.trading.outbox import Outbox
+from service.trading.protection import ALREADY_THERE, Failure
+
+log = structlog.get_logger("trading.sending")
+
+ASK_DELAYS_S = (0.1, 0.3, 0.8, 1.5, 3.0)
+ZERO = Decimal(0)
+
+
+async def pause(clock: Clock, wall_s: float) -> None:
+    """Sleep wall seconds, however fast market time runs."""
+    await clock.sleep_s(wall_s * clock.speed)
+
+
+class Sender:
+    """Orders to the venue and questions about them.
+
+    Args: answer_limit_s: wall seconds until an order without news is asked for; ask_delays_s: wall
+    seconds before each question.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        books: Books,
+        bookkeeper: Bookkeeper,
+        ledger: Ledger,
+        outbox: Outbox,
+        clock: Clock,
+        recorder: Recorder,
+        *,
+        answer_limit_s: float,
+        ask_delays_s: Sequence[float] = ASK_DELAYS_S,
+    ) -> None:
+        self._exchange = exchange
+        self._books = books
+        self._bookkeeper = bookkeeper
+        self._ledger = ledger
+        self._outbox = outbox
+        self._clock = clock
+        self._recorder = recorder
+        self._answer_limit_s = answer_limit_s
+        self._ask_delays_s = tuple(ask_delays_s)
+
+    async def send(self, request: OrderRequest, order: Order) -> Failure | None:
+        """Send one order that is written down, once. A Failure says that nothing rests or fills there."""
+        name = request.client_order_id
+        async with self._books.lock:
+            if request.purpose is not OrderPurpose.ENTRY:  # an entry was written with its position
+                await self._books.save_order(order)
+            else:
+                self._books.remember(order)
+                self._outbox.put("orders", order)
+            self._books.orders[name] = with_status(order, OrderStatus.SENT, self._clock.now_ms()).order
+            self._books.changed.setdefault(name, asyncio.Event())
+            self._books.versions[order.symbol] += 1
+        self._recorder.count("trading.orders")
+        started_s = self._clock.monotonic_s()
+        try:
+            answer = await self._exchange.place(request)
+        except (OrderOutcomeUnknown, VenueMalformed) as error:
+            return await self._send_unknown(name, error)
+        except VenueError as error:
+            if error.code in ALREADY_THERE and request.purpose is OrderPurpose.ENTRY:
+                return await self._send_unknown(name, error)  # our earlier send landed
+            return await self._send_failed(name, error)
+        finally:
+            self._recorder.record("trading.place", self._clock.monotonic_s() - started_s)
+        await self._bookkeeper.learn(answer)
+        return None
+
+    async def _send_unknown(self, name: str, error: VenueError) -> Failure | None:
+        self._recorder.count("trading.orders_unknown")
+        order = await self._bookkeeper.set_status(name, OrderStatus.UNKNOWN, str(error))
+        log.warning(
+            "order without an answer: asking", symbol=order.symbol, client_order_id=name, error=str(error)
+        )
+        await self.ask(order)
+        order = self._books.orders.get(name, order)
+        if order.status is OrderStatus.REJECTED:
+            return Failure(code=0, detail=order.reason)
+        return None
+
+    async def _send_failed(self, name: str, error: VenueError) -> Failure:
+        self._recorder.count("trading.orders_rejected")
+        order = await self._bookkeeper.set_status(name, OrderStatus.REJECTED, f"{error.code}: {error}")
+        log.warning(
+            "order refused", symbol=order.symbol, purpose=order.purpose, code=error.code, error=str(error)
+        )
+        return Failure(code=error.code, detail=f"{error.code}: {error}")
+
+    async def wait_filled(self, name: str) -> None:
+        """Wait for the events that end an order; ask when they do not come."""
+        waiter = self._books.changed.setdefault(name, asyncio.Event())
+        try:
+            async with asyncio.timeout(self._answer_limit_s):
+                while (order := self._books.orders.get(name)) is not None and not self._books.ended(order):
+                    if order.status is OrderStatus.UNKNOWN:
+                        break  # it was asked for already
+                    waiter.clear()
+                    await waiter.wait()
+        except TimeoutError:
+            order = self._books.orders.get(name)
+            if order is not None:
+                await self.ask(order)
+        finally:
+            self._books.changed.pop(name, None)
+            order = self._books.orders.get(name)
+            if order is not None and order.status.final and order.position_id not in self._books.positions:
+                self._books.orders.pop(name)
+                self._books.filled.pop(name, None)
+
+    async def ask(self, order: Order) -> bool:
+        """Ask the venue what became of an order, over seconds. True once it is final and booked, or rests.
+
+        An order that the venue denies every time, with nothing resting and nothing held there, never
+        arrived: it ends as rejected.
+        """
+        denials = 0
+        for delay_s in self._ask_delays_s:
+            await pause(self._clock, delay_s)
+            known = self._books.orders.get(order.client_order_id)
+            if known is None or self._books.ended(known):
+                return True
+            try:
+                found = await self._exchange.order(known)
+            except VenueError as error:
+                log.warning("question unanswered", client_order_id=known.client_order_id, error=str(error))
+                continue
+            if found is None:
+                denials += 1
+                continue
+            if await self._take(*found):
+                return True
+        if denials == len(self._ask_delays_s):
+            return await self._conclude_lost(order)
+        self._books.reconcile_wanted.set()
+        return False
+
+    async def _take(self, order: Order, fills: Sequence[Fill]) -> bool:
+        """Take the venue's own view. True when nothing is left to wait for."""
+        try:
+            for fill in fills:
+                await self._bookkeeper.book(fill)
+        except DataDirectoryUnusable as error:
+            self._books.note_store(error)
+            return False
+        learned = await self._bookkeeper.learn(order)
+        if learned is None:
+            return True
+        return self._books.ended(learned) or (learned.type.conditional and learned.status in RESTING)
+
+    async def _conclude_lost(self, order: Order) -> bool:
+        """Denied every time: look at what rests and what is held before believing it."""
+        try:
+            resting = await self._exchange.open_orders()
+            account = await self._exchange.account()
+        except VenueError as error:
+            log.warning("question unanswered", client_order_id=order.client_order_id, error=str(error))
+            self._books.reconcile_wanted.set()
+            return False
+        for found in resting:
+            if found.client_order_id == order.client_order_id:
+                return await self._take(found, ())
+        known = self._books.orders.get(order.client_order_id)
+        if known is None or self._books.ended(known):
+            return True
+        held = next((p.quantity for p in account.positions if p.symbol == order.symbol), ZERO)
+        if not order.type.conditional and held != self._ledger.holding(order.symbol).quantity:
+            log.error("order denied, but something is held", symbol=order.symbol, held=str(held))
+            self._books.reconcile_wanted.set()
+            return False
+        await self._bookkeeper.set_status(
+            order.client_order_id, OrderStatus.REJECTED, "the venue does not know it and holds nothing of it"
+        )
+        return True
+
+    async def cancel(self, order: Order) -> bool:
+        if order.status in (OrderStatus.INTENDED, OrderStatus.SENT, OrderStatus.TRIGGERED):
+            return False  # in flight, or executing: what follows decides
+        try:
+            await self._exchange.cancel(order)
+        except VenueError as error:
+            log.warning("cancel failed", symbol=order.symbol, error=str(error))
+            self._books.reconcile_wanted.set()
+            return False
+        await self._bookkeeper.set_status(order.client_order_id, OrderStatus.CANCELLED, "")
+        return True
