@@ -19,6 +19,9 @@ lint: $(VENV)/.test ## style, imports and strict types
 	$(BIN)/ruff format --check service tests
 	$(BIN)/mypy
 
+bench: $(VENV)/.run ## a short round of all benchmarks; writes docs/benchmarks.md
+	$(BIN)/python -m service.bench.report docs/benchmarks.md
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "perpd needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)

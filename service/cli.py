@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code. Errors with a name become one line that says what to do."""
-    parser = build_parser()
+    parser = build_parser(measuring=list(argv[:1]) == ["bench"])
     args = parser.parse_args(argv)
     try:
         code: int = args.function(args)
@@ -57,7 +57,8 @@ def report(error: PerpdError) -> None:
     log_failure(error)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
+    """The parser of all commands; `measuring` adds those of `bench`, which a daemon need not hold."""
     parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
     parser.add_argument("--version", action="version", version=f"perpd {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
@@ -71,11 +72,24 @@ def build_parser() -> argparse.ArgumentParser:
     config.add_argument("--json", action="store_true", help="print one JSON object")
     config.set_defaults(function=_config)
 
+    memory = commands.add_parser("memory", help="ask a running daemon what its memory is spent on")
+    _add_run_arguments(memory)
+    memory.add_argument("--trace", type=_seconds, default=0, metavar="N", help="trace allocations for N s")
+    memory.add_argument("--json", action="store_true", help="print one JSON object")
+    memory.set_defaults(function=_memory)
+
     sim = commands.add_parser("sim", help="serve a simulated Binance USD-M futures exchange on loopback")
     from service.exchange.simulated.command import add_arguments
 
     add_arguments(sim)
     sim.set_defaults(function=_sim)
+
+    bench = commands.add_parser("bench", help="measure perpd on this machine")
+    if measuring:
+        from service.bench.command import add_arguments as add_bench_arguments
+
+        add_bench_arguments(bench)
+    bench.set_defaults(function=_bench)
     return parser
 
 
@@ -90,6 +104,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--symbols", type=int, metavar="N", help="size of the universe")
     parser.add_argument("--data-dir", metavar="DIR", help="where candles, state and archive live")
     parser.add_argument("--config", metavar="F", type=Path, help="settings file, TOML")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 3_600:
+        raise argparse.ArgumentTypeError("is 0 to 3600 seconds")
+    return seconds
 
 
 def _load(args: argparse.Namespace) -> Any:
@@ -136,8 +157,20 @@ def _config(args: argparse.Namespace) -> int:
     return 0
 
 
+def _memory(args: argparse.Namespace) -> int:
+    from service.monitor.memory_command import run
+
+    return run(_load(args).settings, args)
+
+
 def _sim(args: argparse.Namespace) -> int:
     from service.exchange.simulated.command import run
+
+    return run(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from service.bench.command import run
 
     return run(args)
 

@@ -7,7 +7,6 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Executor as Pool
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +17,7 @@ import structlog
 import uvloop
 
 from service.analysis.analyzer import ParallelAnalyzer
-from service.analysis.pool import open_pool
+from service.analysis.pool import InlineExecutor, NurseryPool, open_pool
 from service.archive.archiver import DataArchiver, archiving
 from service.clock import WallClock
 from service.cycle import CycleReport, Parts, run_cycle
@@ -26,6 +25,7 @@ from service.directory import data_directory
 from service.errors import (
     EXIT_FAILURE,
     EXIT_OK,
+    EXIT_RESTART,
     CycleStalled,
     DataDirectoryUnusable,
     PerpdError,
@@ -34,18 +34,22 @@ from service.errors import (
     VenueError,
 )
 from service.exchange.venue import Venue, open_venue
-from service.logs import configure, log_failure
+from service.logs import RUN_SUMMARY, configure, log_failure, set_level
 from service.market.candles import FILE_NAME, CandleFileInvalid, CandleStore
 from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
+from service.monitor.control import controlling
+from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
 from service.monitor.lag import LoopLag
-from service.monitor.memory import MemorySampler
+from service.monitor.memory import MemorySampler, memory_limit_mb
 from service.monitor.performance import PerformanceMonitor
+from service.monitor.report import MemoryReport
+from service.monitor.sizes import held_bytes
+from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import Clock, Exchange, StateStore
-from service.records import Load
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.sqlite import open_sqlite
@@ -72,7 +76,7 @@ log = structlog.get_logger("perpd")
 
 def run(loaded: Loaded, nursery: "Nursery | None") -> int:
     """Trade until a stop signal, the last cycle or the end of the market. Returns the exit code."""
-    configure(loaded.settings.log, secrets=loaded.secrets.values())
+    configure(loaded.settings.log, secrets=loaded.secrets.values(), unlimited=(RUN_SUMMARY, "cycle"))
     summary = RunSummary()
     try:
         with (
@@ -80,7 +84,7 @@ def run(loaded: Loaded, nursery: "Nursery | None") -> int:
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             runner.run(_run(loaded, nursery, directory, summary))
-        code = EXIT_OK
+        code = EXIT_RESTART if summary.exit_reason == MEMORY_CRITICAL else EXIT_OK
     except BaseException as error:  # noqa: BLE001 - the last resort: said once, and the process ends
         code = _explain(error)
         summary.exit_reason = "error"
@@ -133,6 +137,7 @@ async def _trade(
 ) -> None:
     settings = loaded.settings
     monitor = PerformanceMonitor(settings.monitor, WallClock())
+    check_limit(settings, memory_limit_mb(settings.monitor.memory_limit_mb))
     log.info("daemon starting", mode=settings.run.mode, data_dir=str(directory), pid=os.getpid())
     try:
         async with (
@@ -174,7 +179,7 @@ class _Opened:
         settings: Settings,
         directory: Path,
         monitor: PerformanceMonitor,
-        pool: Pool,
+        pool: NurseryPool | InlineExecutor,
         venue: Venue,
         store: StateStore,
         archive: DataArchiver,
@@ -190,14 +195,26 @@ class _Opened:
         self.archive = archive
         self.notifier = Notifier.from_environment(os.environ)
         self.lag = LoopLag(alarm_ms=settings.monitor.lag_alarm_ms, on_alarm=self._on_lag)
+        self.held = HeldStack(self.lag, alarm_ms=settings.monitor.lag_alarm_ms)
         self.memory = MemorySampler(settings.monitor.memory_limit_mb, exclude_pids=lambda: set(venue.pids))
-        self.load = Load(memory_fraction=0.0, cpu_fraction=0.0)
+        self.guard = MemoryGuard(
+            settings.monitor,
+            self.memory,
+            monitor,
+            workers=pool,
+            flush_early=archive.flush_early,
+            quiet=lambda on: set_level(
+                "warn" if on and settings.log.level != "error" else settings.log.level
+            ),
+            stop=lambda reason: self.stop.set(reason),
+        )
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
         self.chosen: set[str] = set()
         self.failing = ""
         self.finished_s = self.clock.monotonic_s()
+        self.sizes: dict[str, Callable[[], int]] = {}  # each part's own bytes, for `perpd memory`
         self.gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
@@ -215,13 +232,18 @@ class _Opened:
         try:
             facts = await analyzer.describe_strategy()
             log.info("strategy loaded", strategy=facts.name)
-            async with serving(
-                settings.web.host,
-                settings.web.port,
-                health=self.status.health,
-                ready=self.status.ready,
-                metrics=lambda: self.status.metrics(self.monitor, self.lag, self.memory, self.gauges()),
-            ) as port:
+            report = MemoryReport(self.memory, self.guard, self.sizes)
+            async with (
+                self.guard.running(),
+                controlling(self.directory, {"memory": report.answer}),
+                serving(
+                    settings.web.host,
+                    settings.web.port,
+                    health=self.status.health,
+                    ready=self.status.ready,
+                    metrics=lambda: self.status.metrics(self.monitor, self.lag, self.memory, self.gauges()),
+                ) as port,
+            ):
                 log.info("serving health, readiness and metrics", host=settings.web.host, port=port)
                 await self._trade_on(candles, analyzer, summary, started)
         finally:
@@ -282,9 +304,23 @@ class _Opened:
             store=self.store,
             archive=self.archive,
             monitor=self.monitor,
-            load=lambda: self.load,
+            load=lambda: self.guard.load,
             entries_off=self._entries_off,
         )
+        self.sizes |= {
+            "candle store": lambda: candles.bytes,
+            "archive buffers": lambda: held_bytes(self.archive),
+            "shadow book": lambda: held_bytes(shadows),
+            "orders and positions": lambda: held_bytes(executor),
+            "ledger": lambda: held_bytes(ledger),
+            "instruments": lambda: held_bytes(instruments),
+            "candle feed": lambda: held_bytes(feed),
+            "analysis results": lambda: held_bytes(analyzer),
+            "decided signals": lambda: held_bytes(self.parts.decided),
+            "monitor history": lambda: (
+                held_bytes(self.monitor) + held_bytes(self.lag, within="service.monitor")
+            ),
+        }
         self.gauges = self._gauges
         await self._bootstrap(universe)
         async with (
@@ -360,24 +396,18 @@ class _Opened:
         async with asyncio.TaskGroup() as tasks:
             watchers = [
                 tasks.create_task(self.lag.run(), name="monitor.lag"),
-                tasks.create_task(self._sample_memory(), name="monitor.memory"),
                 tasks.create_task(self._stalled(), name="monitor.stalled"),
             ]
             try:
-                yield
+                with self.held.watching():
+                    yield
             finally:
                 for watcher in watchers:
                     watcher.cancel()
 
-    async def _sample_memory(self) -> None:
-        while True:
-            with self.monitor.operation("memory sample"):
-                self.load = self.memory.sample()  # 0.6 ms for four processes: cheaper than a thread
-            await asyncio.sleep(self.settings.monitor.sample_s)
-
     def _on_lag(self, lag_ms: float) -> None:
         self.monitor.count("loop.lag_alarms")
-        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1))
+        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1), stack=self.held.take())
 
     def _entries_off(self) -> str:
         """Why nothing may be opened now, or ''."""
@@ -387,7 +417,7 @@ class _Opened:
             return "the archive cannot be written"
         if self.parts.executor.store_failing:
             return "state cannot be written"
-        return self.failing
+        return self.failing or self.guard.entries_off
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
         """Name to (help, value) of what only the open parts know."""

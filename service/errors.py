@@ -2,8 +2,10 @@
 
 PerpdError
   SettingsInvalid         exit 78: the message names file, key, what was found, what is allowed
+  LimitTooLow             exit 78: the memory limit is below what start-up needs
   DataDirectoryUnusable   exit 73: not writable, full, or held by another daemon
   PortInUse               exit 69: another process listens there
+  DaemonUnreachable       exit 69: no daemon answers on the data directory's control socket
   VenueError
     VenueUnavailable      nothing was sent, or only a read: retry with back-off and jitter
       VenueThrottled      429, 418, -1003, -1015: nothing more before `retry_at_ms`
@@ -27,6 +29,7 @@ EXIT_USAGE = 64
 EXIT_UNAVAILABLE = 69
 EXIT_DATA_DIRECTORY = 73
 EXIT_IO = 74
+EXIT_RESTART = 75  # EX_TEMPFAIL: drained on purpose, to be started anew
 EXIT_NOT_PERMITTED = 77
 EXIT_SETTINGS = 78
 
@@ -44,6 +47,16 @@ class SettingsInvalid(PerpdError):
     exit_code = EXIT_SETTINGS
 
 
+class LimitTooLow(PerpdError):
+    """The memory limit is below what start-up needs."""
+
+    exit_code = EXIT_SETTINGS
+    advice = (
+        "raise monitor.memory_limit_mb, the control group's or the container's limit, or lower "
+        "analysis.workers, market.symbols or market.candles"
+    )
+
+
 class StrategyInvalid(PerpdError):
     """A strategy cannot be loaded or breaks its contract."""
 
@@ -58,6 +71,12 @@ class DataDirectoryUnusable(PerpdError):
 
 class PortInUse(PerpdError):
     """Another process listens on the port."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+class DaemonUnreachable(PerpdError):
+    """No daemon answers on the data directory's control socket."""
 
     exit_code = EXIT_UNAVAILABLE
 

@@ -433,6 +433,13 @@ def configure(
             sys.stderr = _StderrLines(output, real)
 
 
+def set_level(level: str) -> None:
+    """Change the lowest level that is written, and nothing else. Args: level: as in the settings."""
+    number = _LEVELS[level]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+    _route_level(number)
+
+
 def _is_terminal(stream: TextIO) -> bool:
     try:
         return stream.isatty()
@@ -471,9 +478,13 @@ def _configure_structlog(output: _Output, level: int) -> None:
 def _route_logging(output: _Output, level: int) -> None:
     root = logging.getLogger()
     root.handlers[:] = [_LinesToLog(output)]
-    root.setLevel(level)
-    logging.getLogger("picows").setLevel(max(level, logging.WARNING))  # it tells of every connection
+    _route_level(level)
     logging.raiseExceptions = False  # a handler's own failure would go to stderr
+
+
+def _route_level(level: int) -> None:
+    logging.getLogger().setLevel(level)
+    logging.getLogger("picows").setLevel(max(level, logging.WARNING))  # it tells of every connection
 
 
 def _route_warnings(output: _Output) -> None:

@@ -142,6 +142,12 @@ class MonitorSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     operations: AtLeastOne = 500
     operations_per_kind: AtLeastOne = 100
     memory_limit_mb: NonNegative = 0.0
+    memory_levels: tuple[Fraction, Fraction, Fraction] = (0.70, 0.80, 0.90)
+    memory_hysteresis: Fraction = 0.05
+    memory_calm_s: NonNegative = 60.0
+    memory_pressure_pct: Annotated[float, Meta(ge=0.0, le=100.0)] = 10.0
+    memory_growth_mb_per_hour: NonNegative = 4.0
+    memory_growth_hours: Annotated[float, Meta(ge=0.05, le=168.0)] = 3.0
     lag_alarm_ms: Positive = 100.0
 
 
@@ -377,6 +383,9 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
         low, high = getattr(analysis, key)
         if low > high:
             fail(f"analysis.{key}", f"the first, {low}, is above the second, {high}")
+    levels = settings.monitor.memory_levels
+    if not levels[0] < levels[1] < levels[2]:
+        fail("monitor.memory_levels", f"{list(levels)} must rise from elevated over high to critical")
 
 
 def _read_secrets(environment: Mapping[str, str]) -> Secrets:

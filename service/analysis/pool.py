@@ -143,6 +143,14 @@ class NurseryPool(Executor):
         for worker in list(self._workers):
             self._retire(worker, reason)
 
+    def resize(self, workers: int) -> None:
+        """Keep this many workers from now on; those too many end once they are idle."""
+        self._wanted = workers
+        serving = [worker for worker in self._workers if not worker.retired]
+        for worker in serving[workers:]:
+            self._retire(worker, f"{workers} workers are enough")
+        self._refill_later()
+
     @property
     def workers(self) -> int:
         return self._wanted
@@ -356,6 +364,12 @@ class InlineExecutor(Executor):
 
     workers = 0
     pids: tuple[int, ...] = ()
+
+    def resize(self, workers: int) -> None:
+        """There are none."""
+
+    def replace_workers(self, reason: str) -> None:
+        """There are none."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()

@@ -112,6 +112,7 @@ class DataArchiver:
         self._draining = asyncio.Event()
         self._closed = False
         self._writable = True
+        self._early = False
         self._errors = 0
         self._failure: BaseException | None = None
 
@@ -210,6 +211,11 @@ class DataArchiver:
             async with asyncio.timeout(seconds):
                 await self._draining.wait()
 
+    def flush_early(self, early: bool) -> None:
+        """While true, what is accepted is written at once: memory is worth more than few writes."""
+        self._early = early
+        self._work.set()
+
     def drain(self) -> None:
         """Ask the writer to write everything and end."""
         self._draining.set()
@@ -245,7 +251,7 @@ class DataArchiver:
         if not stream.lines:
             return False
         full = len(stream.lines) >= self._settings.buffer_records
-        return full or self._draining.is_set() or self._age_left_s(stream) <= 0
+        return full or self._early or self._draining.is_set() or self._age_left_s(stream) <= 0
 
     def _age_left_s(self, stream: _Stream) -> float:
         return stream.oldest_s + self._settings.flush_after_s - self._clock.monotonic_s()

@@ -64,7 +64,7 @@ async def embedded_exchange(settings: SimSettings, state: Path) -> AsyncIterator
         async with asyncio.timeout(START_LIMIT_S):
             announcement = await _announcement(process.stdout, process)
         async with asyncio.TaskGroup() as tasks:
-            relay = tasks.create_task(_relay(process.stdout), name="exchange.embedded.log")
+            watch = tasks.create_task(_watch(process), name="exchange.embedded.watch")
             yield SimulatedVenue(
                 rest_url=announcement["rest_url"],
                 stream_url=announcement["stream_url"],
@@ -72,9 +72,9 @@ async def embedded_exchange(settings: SimSettings, state: Path) -> AsyncIterator
                 end_ms=int(announcement.get("endTime") or 0),
                 pid=process.pid,
             )
+            watch.cancel()
             process.stdin.close()  # end of input: it saves its state and leaves
-            await _stopped(process)
-            await relay
+            await asyncio.gather(_stopped(process), _relay(process.stdout))
     except TimeoutError:
         raise VenueUnavailable(f"the simulated exchange did not start within {START_LIMIT_S:.0f} s") from None
     finally:
@@ -124,6 +124,16 @@ def _decoded(line: bytes) -> dict[str, Any]:
     except msgspec.DecodeError:
         return {"message": line.decode(errors="replace").rstrip(), "level": "error"}
     return entry if isinstance(entry, dict) else {"message": str(entry)}
+
+
+async def _watch(process: asyncio.subprocess.Process) -> None:
+    """Relay its lines while it lives. It never ends by itself: when it does, so does the run."""
+    assert process.stdout is not None
+    await _relay(process.stdout)
+    code = await process.wait()
+    raise VenueUnavailable(
+        f"the simulated exchange ended with exit code {code}; run perpd again to go on from its last state"
+    )
 
 
 async def _relay(stdout: asyncio.StreamReader) -> None:

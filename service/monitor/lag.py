@@ -1,6 +1,7 @@
 """How late the event loop wakes those who sleep: the sign of something that blocks it."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -34,7 +35,8 @@ class LoopLag:
         alarm_ms: float = float("inf"),
         on_alarm: Callable[[float], None] = lambda lag_ms: None,
     ) -> None:
-        self._interval_s = interval_s
+        self.interval_s = interval_s
+        self.beat_s = 0.0  # monotonic, when the sampler last ran; 0 while it does not
         self._window = Window(samples)
         self._longest_ms = 0.0
         self._alarm_ms = alarm_ms
@@ -43,10 +45,14 @@ class LoopLag:
     async def run(self) -> None:
         """Sample until cancelled."""
         loop = asyncio.get_running_loop()
-        while True:
-            due_s = loop.time() + self._interval_s
-            await asyncio.sleep(self._interval_s)
-            self.add((loop.time() - due_s) * 1000)
+        try:
+            while True:
+                self.beat_s = time.monotonic()
+                due_s = loop.time() + self.interval_s
+                await asyncio.sleep(self.interval_s)
+                self.add((loop.time() - due_s) * 1000)
+        finally:
+            self.beat_s = 0.0
 
     def add(self, lag_ms: float) -> None:
         lag_ms = max(lag_ms, 0.0)  # a timer may fire a clock tick early

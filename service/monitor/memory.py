@@ -16,6 +16,7 @@ _MB = 1024 * 1024
 _CPU_WINDOW_S = 0.2  # the kernel counts CPU time in ticks of 10 ms: over less it says nothing
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_OWN_SHARE = 0.25  # of a control group's working set, from which the group counts as ours
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes a number near 2**63 for "none"
 
 
@@ -37,6 +38,7 @@ class MemorySampler:
     ) -> None:
         self._exclude_pids = exclude_pids
         self._proc = proc
+        self._cgroups = cgroups
         self._monotonic_s = monotonic_s
         self._cpus = available_cpus(proc, cgroups)
         self._cpu_s: dict[tuple[int, int], float] = {}  # (pid, start tick) to CPU seconds
@@ -52,7 +54,7 @@ class MemorySampler:
 
         Runs on the loop: 0.6 ms for four processes, where a thread would cost more memory than it saves time.
         """
-        pids = self._tree()
+        pids = self.tree()
         pss_bytes = sum(self._memory_bytes(pid) for pid in pids)
         self.processes = len(pids)
         self.pss_mb_last = pss_bytes / _MB
@@ -62,7 +64,37 @@ class MemorySampler:
             cpu_fraction=self._cpu_fraction(pids),
         )
 
-    def _tree(self) -> list[int]:
+    def group_fraction(self) -> float:
+        """Working set over limit, of the control group nearest to its limit; 0 without one.
+
+        The working set is what the kernel cannot drop at once: usage less inactive file pages. It counts
+        everybody in the group, as the kernel's out-of-memory killer does. A group of which the last sample
+        is a small part is somebody else's: what we give back would not help it.
+        """
+        own_bytes = self.pss_mb_last * _MB
+        return max(
+            (
+                used / limit
+                for used, limit in _working_sets(self._proc, self._cgroups)
+                if own_bytes >= used * _OWN_SHARE
+            ),
+            default=0.0,
+        )
+
+    def pressure_pct(self) -> float | None:
+        """Percent of the last 10 s in which all of the control group, or else the host, waited for memory.
+
+        None where the kernel does not tell.
+        """
+        places = [directory / "memory.pressure" for directory in _unified(self._proc, self._cgroups)]
+        for place in (*reversed(places), self._proc / "pressure" / "memory"):
+            for line in _read(place).splitlines():
+                if line.startswith("full avg10="):
+                    return float(line.split()[1].removeprefix("avg10="))
+        return None
+
+    def tree(self) -> list[int]:
+        """Process ids of the daemon, first, and its descendants."""
         excluded = self._exclude_pids()
         found: list[int] = []
         waiting = [os.getpid()]
@@ -148,6 +180,28 @@ def _cgroup_limits_bytes(proc: Path, cgroups: Path) -> Iterator[int]:
         text = _read(directory / "memory.limit_in_bytes").strip()
         if text.isdigit() and int(text) < _NO_LIMIT_BYTES:
             yield int(text)
+
+
+def _working_sets(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
+    """Working set and limit in bytes, of each limited control group above us."""
+    for directories, limit_name, usage_name in (
+        (_unified(proc, cgroups), "memory.max", "memory.current"),
+        (_memory_v1(proc, cgroups), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        for directory in directories:
+            limit, usage = (_read(directory / name).strip() for name in (limit_name, usage_name))
+            if limit.isdigit() and usage.isdigit() and 0 < int(limit) < _NO_LIMIT_BYTES:
+                yield max(int(usage) - _inactive_file_bytes(directory), 0), int(limit)
+
+
+def _inactive_file_bytes(directory: Path) -> int:
+    found = 0
+    for line in _read(directory / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        # Version 1 has both: of the group alone, and with all below it, which is the larger.
+        if name in ("inactive_file", "total_inactive_file") and value.isdigit():
+            found = max(found, int(value))
+    return found
 
 
 def _unified(proc: Path, cgroups: Path) -> Iterator[Path]:

@@ -35,3 +35,15 @@ def test_no_process_outlives_a_killed_daemon(perpd):
     run.process.kill()
     _, alive = psutil.wait_procs(descendants, timeout=20)
     assert not alive
+
+
+def test_a_lost_exchange_ends_the_run_with_a_clear_message(perpd, tmp_path):
+    run = perpd("run", "--symbols", "20", "--speed", "120", "--data-dir", "data")
+    run.read_until("cycle")
+    daemon = psutil.Process(run.process.pid)
+    [exchange] = [child for child in daemon.children() if "sim" in child.cmdline()]
+    exchange.kill()
+    assert run.finish(60) == 69
+    assert "the simulated exchange ended with exit code -9" in run.at_level("error")[-1]["message"]
+    again = perpd("run", "--symbols", "20", "--speed", "120", "--data-dir", "data", "--cycles", "2")
+    assert again.finish() == 0

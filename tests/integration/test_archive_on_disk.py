@@ -132,6 +132,18 @@ async def test_a_buffer_that_is_not_full_is_written_when_its_oldest_record_is_ol
         assert len(lines(tmp_path, "signals")) == 2
 
 
+async def test_an_early_flush_writes_what_waits_and_what_comes_until_it_is_undone(tmp_path: Path) -> None:
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+        await archive.put("signals", adjustment(1))
+        archive.flush_early(True)
+        await until(lambda: archive.archived["signals"] == 1)
+        await archive.put("signals", adjustment(2))
+        await until(lambda: archive.archived["signals"] == 2)
+        archive.flush_early(False)
+        await archive.put("signals", adjustment(3))
+        assert archive.statistics().streams["signals"].depth == 1
+
+
 async def test_a_buffer_never_holds_more_than_its_size_while_the_disk_hangs(tmp_path: Path) -> None:
     disk = Disk()
     disk.fault = "hang"

@@ -1,0 +1,105 @@
+"""The floor under a cycle: the strategy's own TA-Lib calls over the same data, in one loop, in one process.
+
+The calls are noted while the strategy runs over every row, with their very arguments, then made again with
+nothing around them. Asked one line at a time, so that floor and cycles take turns on the same noisy machine.
+"""
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class _Noting:
+    """Stands where the indicators expect TA-Lib and notes each call on its way."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self.calls: list[Call] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._library, name)
+
+        def noted(*arguments: Any) -> Any:
+            self.calls.append((function, arguments))
+            return function(*arguments)
+
+        return noted
+
+
+class Floor:
+    """The strategy and the store, attached as a worker attaches them."""
+
+    def __init__(self, store_path: Path) -> None:
+        from service.analysis.nursery import preload
+        from service.market.candles import CandleStore
+        from service.strategies.loader import load_strategy
+
+        preload()
+        self._store = CandleStore.attach(store_path)
+        self._strategy = load_strategy("ict_smc", {})
+        gc.disable()  # the floor pays for no collection: it is what cannot be undercut
+
+    def round(self) -> dict[str, float]:
+        """One measurement over all rows as they are now. Seconds, and the number of calls."""
+        import talib
+
+        from service.analysis import indicators
+
+        strategy_wall_s, strategy_cpu_s = _timed(self._analyse_all)
+        noting = _Noting(talib)
+        vars(indicators)["talib"] = noting
+        try:
+            self._analyse_all()
+        finally:
+            vars(indicators)["talib"] = talib
+        calls = noting.calls
+
+        def floor() -> None:
+            for function, arguments in calls:
+                function(*arguments)
+
+        wall_s, cpu_s = _timed(floor)
+        return {
+            "wall_s": wall_s,
+            "cpu_s": cpu_s,
+            "calls": len(calls),
+            "strategy_wall_s": strategy_wall_s,
+            "strategy_cpu_s": strategy_cpu_s,
+        }
+
+    def _analyse_all(self) -> None:
+        from service.strategies.base import Candles, MarketView, candle_close_ms
+
+        store = self._store
+        for row, symbol in store.symbols():
+
+            def read(timeframe: str, row: int = row) -> Candles:
+                times, fields = store.window(row, timeframe, store.candles)
+                return Candles(times, *fields)
+
+            close_ms = candle_close_ms(store.last_open_ms(row, "5m"), "5m")
+            self._strategy.analyse(MarketView(symbol, close_ms, read))
+
+
+def _timed(work: Callable[[], None]) -> tuple[float, float]:
+    """(wall, CPU) seconds."""
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall_s, time.process_time() - cpu_s
+
+
+def _serve(spec: dict[str, Any]) -> None:
+    """One answer for each line of input, until its end."""
+    floor = Floor(Path(spec["store"]))
+    for _ in sys.stdin:
+        print(json.dumps(floor.round()), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    _serve(json.loads(sys.argv[1]))

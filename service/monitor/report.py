@@ -1,0 +1,197 @@
+"""What `perpd memory` shows, gathered inside the daemon when it is asked for and only then."""
+
+import asyncio
+import gc
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from service.monitor.control import BadQuestion, Question
+from service.monitor.guard import MemoryGuard
+from service.monitor.memory import MemorySampler
+
+_TYPES_SHOWN = 15
+_LINES_SHOWN = 15
+_LONGEST_TRACE_S = 3_600.0
+_TASK_NAMES_SHOWN = 20
+
+
+class MemoryReport:
+    """Answers the question "memory".
+
+    Args: parts: a part's name to a function that says its own bytes; looked at when asked, so that parts
+    may be added while the daemon opens them.
+    """
+
+    def __init__(
+        self,
+        sampler: MemorySampler,
+        guard: MemoryGuard,
+        parts: Mapping[str, Callable[[], int]],
+        *,
+        proc: Path = Path("/proc"),
+    ) -> None:
+        self._sampler = sampler
+        self._guard = guard
+        self._parts = parts
+        self._proc = proc
+        self._tracing = False
+
+    async def answer(self, question: Question) -> dict[str, Any]:
+        """Raises BadQuestion. Args: question: trace_s: seconds to trace allocations, absent for none."""
+        trace_s = question.get("trace_s", 0)
+        if not isinstance(trace_s, int | float) or not 0 <= trace_s <= _LONGEST_TRACE_S:
+            raise BadQuestion(f"trace_s is 0 to {_LONGEST_TRACE_S:.0f} seconds")
+        traced = await self._trace(trace_s) if trace_s else None
+        self._sampler.sample()
+        answer = {
+            "budget": self._budget(),
+            "processes": await self._processes(),
+            "parts": {name: size() for name, size in self._parts.items()},
+            "objects": _objects(),
+            "tasks": _tasks(),
+            "file_descriptors": self._descriptors(),
+        }
+        return answer if traced is None else answer | {"trace": traced}
+
+    def _budget(self) -> dict[str, Any]:
+        sampler, guard = self._sampler, self._guard
+        return {
+            "limit_mb": round(sampler.limit_mb, 1),
+            "pss_mb": round(sampler.pss_mb_last, 1),
+            "pss_peak_mb": round(sampler.pss_mb_peak, 1),
+            "fraction": round(sampler.pss_mb_last / sampler.limit_mb, 4),
+            "group_fraction": round(sampler.group_fraction(), 4),
+            "pressure_pct": sampler.pressure_pct(),
+            "level": guard.level.name.lower(),
+            "reactions": guard.in_force,
+            "growth_mb_per_hour": guard.growth_mb_per_hour,
+        }
+
+    async def _processes(self) -> list[dict[str, Any]]:
+        found = []
+        for pid in self._sampler.tree():
+            found.append(process_memory(pid, self._proc))
+            await asyncio.sleep(0)  # each takes milliseconds of the loop
+        return [process for process in found if process["rss_bytes"]]
+
+    def _descriptors(self) -> dict[str, int]:
+        kinds: Counter[str] = Counter()
+        directory = self._proc / "self" / "fd"
+        for name in os.listdir(directory):
+            try:
+                target = os.readlink(directory / name)
+            except OSError:
+                continue  # it was the one of this listing
+            kinds["file" if target.startswith("/") else target.partition(":")[0]] += 1
+        return {"total": kinds.total(), **dict(kinds.most_common())}
+
+    async def _trace(self, seconds: float) -> dict[str, Any]:
+        import tracemalloc
+
+        if self._tracing or tracemalloc.is_tracing():
+            raise BadQuestion("a trace is running already")
+        self._tracing = True
+        tracemalloc.start()
+        try:
+            before = tracemalloc.take_snapshot()
+            await asyncio.sleep(seconds)
+            after = tracemalloc.take_snapshot()
+            cost_bytes = tracemalloc.get_tracemalloc_memory()
+        finally:
+            tracemalloc.stop()
+            self._tracing = False
+        with ThreadPoolExecutor(1, "trace") as thread:  # it ends with the trace
+            lines = await asyncio.get_running_loop().run_in_executor(thread, _compare, before, after)
+        return {"seconds": seconds, "tracer_bytes": cost_bytes, "lines": lines}
+
+
+def _compare(before: Any, after: Any) -> list[dict[str, Any]]:
+    import tracemalloc
+
+    own = tracemalloc.Filter(False, tracemalloc.__file__)
+    changes = after.filter_traces([own]).compare_to(before.filter_traces([own]), "lineno")
+    return [
+        {
+            "line": f"{_short(change.traceback[0].filename)}:{change.traceback[0].lineno}",
+            "bytes": change.size_diff,
+            "blocks": change.count_diff,
+        }
+        for change in changes[:_LINES_SHOWN]
+        if change.size_diff
+    ]
+
+
+def _short(path: str) -> str:
+    """A source file's name below the place it was imported from."""
+    for root in sorted(filter(None, sys.path), key=len, reverse=True):
+        if path.startswith(root + "/"):
+            return path[len(root) + 1 :]
+    return path
+
+
+def _objects() -> dict[str, Any]:
+    """Objects the collector follows, by type; those of start-up are frozen and only counted."""
+    followed = gc.get_objects()
+    kinds = Counter(map(type, followed))
+    common = {f"{kind.__module__}.{kind.__qualname__}": n for kind, n in kinds.most_common(_TYPES_SHOWN)}
+    return {"followed": len(followed), "frozen": gc.get_freeze_count(), "by_type": common}
+
+
+def _tasks() -> dict[str, Any]:
+    tasks = asyncio.all_tasks()
+    names = Counter(task.get_name().rstrip("0123456789-") for task in tasks)
+    return {"total": len(tasks), "by_name": dict(names.most_common(_TASK_NAMES_SHOWN))}
+
+
+def process_memory(pid: int, proc: Path = Path("/proc")) -> dict[str, Any]:
+    """One process: PSS, USS, RSS in bytes, and its PSS by what is mapped. All 0 when it is gone."""
+    totals: Counter[str] = Counter()
+    mapped: Counter[str] = Counter()
+    kind = ""
+    for line in _lines(proc / str(pid) / "smaps"):
+        name, _, rest = line.partition(":")
+        if name == "Pss":
+            size = int(rest.split()[0]) * 1024
+            totals["pss"] += size
+            mapped[kind] += size
+        elif name == "Rss":
+            totals["rss"] += int(rest.split()[0]) * 1024
+        elif name in ("Private_Clean", "Private_Dirty"):
+            totals["uss"] += int(rest.split()[0]) * 1024
+        elif "-" in name.partition(" ")[0]:  # the head of a mapping: addresses, rights, ..., path
+            kind = _kind(line.split(None, 5)[5].strip() if len(line.split(None, 5)) > 5 else "")
+    command = "".join(_lines(proc / str(pid) / "comm")).strip()
+    return {
+        "pid": pid,
+        "name": command or "gone",
+        "pss_bytes": totals["pss"],
+        "uss_bytes": totals["uss"],
+        "rss_bytes": totals["rss"],
+        "mapped_pss_bytes": {name: size for name, size in mapped.most_common() if size},
+    }
+
+
+def _kind(path: str) -> str:
+    """What a mapping is, in words."""
+    if path.endswith("candles.mmap"):
+        return "candle store"
+    if path in ("", "[heap]") or path.startswith(("[anon", "/dev/zero")):
+        return "heap"
+    if path.startswith("["):
+        return "stack and kernel pages"
+    if ".sqlite3" in path:
+        return "state database"
+    return "code and libraries"
+
+
+def _lines(path: Path) -> Iterable[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readlines()
+    except OSError:
+        return ()

@@ -1,0 +1,160 @@
+"""Every benchmark at its smallest: that it measures what it says, not how fast this machine is."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from service.bench.imports import ROLES, weighed
+from service.bench.plot import fit
+from service.bench.report import page
+from service.bench.result import Figure, quantile, shown
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(*arguments, cwd):
+    """The JSON object of one benchmark, run as a user runs it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "bench", *arguments, "--json"],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def values(result):
+    return {name: figure["value"] for name, figure in result["figures"].items()}
+
+
+@pytest.mark.parametrize("workers", ["2", "0"])
+def test_a_cycle_is_measured_beside_the_floor_of_its_own_calls(tmp_path, workers):
+    result = bench(
+        "cycle", "--symbols", "12", "--candles", "120", "--workers", workers, "--rounds", "3", cwd=tmp_path
+    )
+    found = values(result)
+    assert found["TA-Lib calls a cycle"] >= 12 * 4  # each symbol's 1h trend at least
+    assert 0 < found["floor CPU mean"] < found["cycle CPU mean"]
+    assert found["CPU over floor"] == pytest.approx(found["cycle CPU mean"] / found["floor CPU mean"])
+    assert len(result["details"]["idle"]["wall_s"]) == 3
+    assert found["signals a cycle"] > 0
+    assert result["machine"]["cores"] >= 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_neither_the_daemon_nor_a_worker_imports_what_is_forbidden(role):
+    found = weighed(ROLES[role])
+    assert found["forbidden"] == []
+    modules = {module["name"]: module for module in found["modules"]}
+    assert "service.records" in modules
+    own = sum(module["own_bytes"] for module in found["modules"])
+    assert 0 < own <= found["resident_bytes"] - found["bare_bytes"] + 1_000_000
+    assert all(module["own_s"] <= module["total_s"] + 1e-9 for module in found["modules"])
+
+
+def test_imports_are_weighed_for_both_roles(tmp_path):
+    found = values(bench("imports", "--top", "2", cwd=tmp_path))
+    for role in ROLES:
+        assert found[f"{role}: resident after imports"] > found[f"{role}: interpreter alone"] > 0
+
+
+def test_the_archive_benchmark_waits_until_every_record_is_on_disk(tmp_path):
+    result = bench("archive", "--records", "1000", "--directory", str(tmp_path), cwd=tmp_path)
+    parts = result["details"]
+    assert (parts["one stream"]["records"], parts["two streams"]["records"]) == (1000, 1000)
+    assert parts["disk"]["syncs"] == 20
+    assert values(result)["beats, one stream"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_soak_reports_slopes_and_draws_them(tmp_path):
+    plot = tmp_path / "soak.svg"
+    result = bench("soak", "--cycles", "12", "--symbols", "6", "--plot", str(plot), cwd=tmp_path)
+    found = values(result)
+    samples = result["details"]["samples"]
+    assert [sample["cycle"] for sample in samples] == list(range(1, 13))
+    assert found["cycles"] == 12
+    assert samples[-1]["processes"] == 4  # daemon, nursery, two workers; the exchange is not its own
+    assert min(samples[-1][name] for name in ("pss_mb", "uss_mb", "objects", "tasks", "fds")) > 0
+    image = ElementTree.parse(plot).getroot()
+    assert image.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(image.findall(".//{http://www.w3.org/2000/svg}polyline")) == 14
+    assert list(tmp_path.iterdir()) == [plot]
+
+
+def test_loop_lag_is_measured_while_streams_update_and_cycles_run(tmp_path):
+    result = bench("loop", "--cycles", "4", "--symbols", "6", "--candles", "120", cwd=tmp_path)
+    found = values(result)
+    assert found["beats"] > 100
+    assert found["candle updates received"] > 0
+    assert found["symbols followed"] == 6
+    assert found["loop lag p50"] <= found["loop lag p99"] <= found["loop lag max"]
+
+
+def test_a_size_out_of_bounds_is_refused_with_the_bounds(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "bench", "cycle", "--symbols", "0"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78
+    assert "1 to 700" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "better", "text"),
+    [
+        (29.99991, "less", "30.00"),
+        (30.000001, "less", "30.01"),
+        (49_999.96, "more", "49,999"),
+        (0.00123456, "less", "0.001235"),
+        (-0.123456, "less", "-0.1234"),
+        (3.0, "less", "3"),
+        (float("nan"), "less", "nan"),
+    ],
+)
+def test_values_are_rounded_against_us(value, better, text):
+    assert shown(Figure("one", value, "ms", better)) == text
+
+
+def test_a_goal_is_judged_by_the_unrounded_value():
+    assert Figure("slope", 0.500001, "MB", "less", 0.5).verdict == "missed"
+    assert Figure("rate", 50_000.0, "1/s", "more", 50_000.0).verdict == "met"
+    assert Figure("lag", float("nan"), "ms", "less", 5.0).verdict == "missed"
+
+
+def test_quantiles_are_values_that_were_measured_and_lean_to_the_worse():
+    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
+    assert quantile([5.0], 0.99) == 5.0
+
+
+def test_a_line_is_fitted_by_least_squares():
+    assert fit([0.0, 1.0, 2.0], [1.0, 3.0, 5.0]) == (2.0, 1.0)
+    with pytest.raises(ValueError, match="two different"):
+        fit([1.0, 1.0], [1.0, 2.0])
+
+
+def test_the_page_holds_date_machine_command_and_missed_goals():
+    figure = {"value": 31.0, "unit": "ms", "goal": 30.0, "better": "less", "verdict": "missed"}
+    result = {
+        "benchmark": "cycle",
+        "measures": "One thing.",
+        "machine": {"cpu": "Some CPU", "load_average_1m": 0.5},
+        "figures": {"cycle wall p50": figure},
+    }
+    text = page([(["cycle", "--rounds", "3"], result)], datetime(2026, 11, 24, 10, 0, tzinfo=UTC), "soak.svg")
+    assert "2026-11-24 10:00 UTC" in text
+    assert "| cpu | Some CPU |" in text
+    assert "## `perpd bench cycle --rounds 3`" in text
+    assert "Load average before it: 0.5." in text
+    assert "| cycle wall p50 | 31 | ms | <= 30 | missed |" in text
