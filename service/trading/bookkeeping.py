@@ -14,7 +14,7 @@ from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
 from service.records import Adjustment, CloseReason, Fill, Order, OrderPurpose, OrderStatus, Position
 from service.trading.books import Books
-from service.trading.ledger import Ledger
+from service.trading.ledger import Holding, Ledger
 from service.trading.orders import Applied, apply, client_order_id, is_ours, with_status
 from service.trading.outbox import Outbox
 from service.trading.positions import (
@@ -191,6 +191,26 @@ class Bookkeeper:
                     msgspec.structs.replace(position, funding=position.funding + adjustment.amount)
                 )
         return True
+
+    async def correct(
+        self, symbol: str, holding: Holding, wallet: Decimal, why: str, at_ms: int
+    ) -> Adjustment | None:
+        """Take over what the venue holds of a symbol, and its wallet. None when it was done before.
+
+        The difference is taken with the lock held: a fill that is being booked belongs to it.
+        """
+        async with self._books.lock:
+            correction = Adjustment(
+                adjustment_id=f"correction:{symbol}:{at_ms}",
+                kind="correction",
+                symbol=symbol,
+                amount=wallet - self._ledger.wallet,
+                reason=why,
+                at_ms=at_ms,
+            )
+            if not await self._ledger.book_adjustment(correction, holding):
+                return None
+            return correction
 
     def _triggered(self, position: Position) -> Order | None:
         """The position's conditional order that is executing: a fill under a name unknown to us is its."""

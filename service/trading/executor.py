@@ -22,7 +22,7 @@ from service.trading.bookkeeping import CONTRADICTIONS, Bookkeeper
 from service.trading.books import Books
 from service.trading.closing import Closer
 from service.trading.entering import Opener
-from service.trading.ledger import Ledger
+from service.trading.ledger import Holding, Ledger
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
 from service.trading.protecting import Protector
@@ -326,6 +326,12 @@ class Executor:
     async def cancel(self, order: Order) -> bool:
         """Cancel one order of ours. False when the venue could not be asked."""
         return await self._sender.cancel(order)
+
+    async def correct_books(
+        self, symbol: str, holding: Holding, wallet: Decimal, why: str, at_ms: int
+    ) -> Adjustment | None:
+        """Take over what the venue holds of a symbol, and its wallet. None when it was done before."""
+        return await self._bookkeeper.correct(symbol, holding, wallet, why, at_ms)
 
     def block_foreign(self, found: dict[str, str]) -> None:
         """Symbols with foreign positions or orders; those no longer found are free again."""

@@ -45,7 +45,7 @@ from service.records import (
 from service.settings import TradingSettings
 from service.store.sqlite import SqliteStore, open_sqlite
 from service.trading.executor import Executor
-from service.trading.ledger import Ledger, open_ledger
+from service.trading.ledger import Holding, Ledger, open_ledger
 from service.trading.orders import new_order
 from service.trading.ranking import Refused
 from service.trading.reconcile import Reconciler
@@ -1102,3 +1102,30 @@ async def test_a_start_that_failed_at_the_store_reads_everything_the_next_time(d
     await executor.restore()
     assert executor.positions() == (position,)
     assert len(executor.working_orders()) == 2
+
+
+async def test_a_correction_counts_the_fill_that_is_being_booked(desk, monkeypatch):
+    await opened(desk)
+    written, booking, go_on = desk.store.save_fill, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: object, **kwargs: object) -> bool:
+        booking.set()
+        await go_on.wait()
+        return await written(*args, **kwargs)
+
+    monkeypatch.setattr(desk.store, "save_fill", slow)
+    desk.venue.mark = Decimal(98)
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(1), "by-hand")
+    await booking.wait()
+    account = await desk.venue.account()
+    correcting = asyncio.create_task(
+        desk.executor.correct_books(
+            "BUSDT", Holding(), account.wallet_balance, "looked at by hand", account.at_ms
+        )
+    )
+    await asyncio.sleep(0)
+    go_on.set()
+    correction = await correcting
+    assert correction is not None
+    assert correction.amount == 0
+    assert await desk.equal()
