@@ -10,11 +10,11 @@ from decimal import Decimal
 import msgspec
 import structlog
 
-from service.errors import DataDirectoryUnusable
+from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
 from service.records import Adjustment, CloseReason, Fill, Order, OrderPurpose, OrderStatus, Position
 from service.trading.books import Books
-from service.trading.ledger import Ledger
+from service.trading.ledger import Holding, Ledger
 from service.trading.orders import Applied, apply, client_order_id, is_ours, with_status
 from service.trading.outbox import Outbox
 from service.trading.positions import (
@@ -30,6 +30,8 @@ log = structlog.get_logger("trading.bookkeeping")
 
 RESTING = (OrderStatus.OPEN, OrderStatus.PARTLY_FILLED, OrderStatus.TRIGGERED)
 ZERO = Decimal(0)
+CONTRADICTIONS = (StateConflict, ArithmeticError, LookupError, ValueError)
+"""What booking raises when the news contradicts the books: its symbol is quarantined."""
 
 
 class Bookkeeper:
@@ -118,14 +120,16 @@ class Bookkeeper:
                 self._books.unprotected_since.setdefault(position.position_id, self._clock.monotonic_s())
             self._protect(position.position_id)
 
-    async def set_status(self, name: str, status: OrderStatus, reason: str) -> Order:
+    async def set_status(self, order: Order, status: OrderStatus, reason: str) -> Order:
+        """Our own knowledge of an order. One whose final event came first has been let go of."""
         async with self._books.lock:
-            order = await self._books.known(name)  # its final event may have come first and let go of it
-            if order is None:
-                raise KeyError(f"order {name} is not in the books")
-            order = await self._merge(order, with_status(order, status, self._clock.now_ms(), reason))
-            await self._after_order(order)
-            return order
+            now_ms = self._clock.now_ms()
+            known = self._books.orders.get(order.client_order_id)
+            if known is None:
+                return with_status(order, status, now_ms, reason).order
+            known = await self._merge(known, with_status(known, status, now_ms, reason))
+            await self._after_order(known)
+            return known
 
     async def book(self, fill: Fill) -> bool:
         """Book one execution once: ledger, position and store in one transaction."""
@@ -148,6 +152,7 @@ class Bookkeeper:
             except DataDirectoryUnusable:
                 # The books wait for the disk, the stop does not.
                 if position is not None and not position.protected_ms:
+                    self._books.positions.setdefault(position.position_id, position)
                     self._books.unprotected_since.setdefault(position.position_id, self._clock.monotonic_s())
                     self._protect(position.position_id)
                 raise
@@ -158,6 +163,8 @@ class Bookkeeper:
             self._recorder.count("trading.fills")
             self._outbox.put("fills", fill)
             if order is not None:
+                if position is not None:
+                    self._books.remember(order)  # an entry that had been given up comes back with it
                 name = order.client_order_id
                 self._books.filled[name] = self._books.filled.get(name, ZERO) + fill.quantity
             if record is not None and outcome is not None:
@@ -184,6 +191,26 @@ class Bookkeeper:
                     msgspec.structs.replace(position, funding=position.funding + adjustment.amount)
                 )
         return True
+
+    async def correct(
+        self, symbol: str, holding: Holding, wallet: Decimal, why: str, at_ms: int
+    ) -> Adjustment | None:
+        """Take over what the venue holds of a symbol, and its wallet. None when it was done before.
+
+        The difference is taken with the lock held: a fill that is being booked belongs to it.
+        """
+        async with self._books.lock:
+            correction = Adjustment(
+                adjustment_id=f"correction:{symbol}:{at_ms}",
+                kind="correction",
+                symbol=symbol,
+                amount=wallet - self._ledger.wallet,
+                reason=why,
+                at_ms=at_ms,
+            )
+            if not await self._ledger.book_adjustment(correction, holding):
+                return None
+            return correction
 
     def _triggered(self, position: Position) -> Order | None:
         """The position's conditional order that is executing: a fill under a name unknown to us is its."""

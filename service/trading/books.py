@@ -5,6 +5,7 @@ stops entries and nothing else.
 """
 
 import asyncio
+import itertools
 from collections import Counter
 from decimal import Decimal
 
@@ -13,7 +14,7 @@ import structlog
 from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
 from service.records import CloseReason, Order, OrderStatus, Position
-from service.trading.orders import client_order_id, is_ours
+from service.trading.orders import LEG_LETTERS, client_order_id, is_ours
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
 
@@ -49,23 +50,35 @@ class Books:
         """Read positions and orders from the store; once, however often it is asked."""
         if self._restored:
             return
-        self._restored = True
         for position in await self._store.open_positions():
             self.positions[position.position_id] = position
-            entries = await self._store.fills(client_order_id(position.position_id, "entry", 0))
-            self.entered[position.position_id] = sum((fill.quantity for fill in entries), ZERO)
+            self.entered[position.position_id] = await self._booked(
+                client_order_id(position.position_id, "entry", 0)
+            )
             if is_open(position) and not position.protected_ms:
                 self.unprotected_since[position.position_id] = self._clock.monotonic_s()
-            entry = await self._store.order(client_order_id(position.position_id, "entry", 0))
-            if entry is not None and not is_open(position):
-                self.filled[entry.client_order_id] = self.entered[position.position_id]
-                self.orders[entry.client_order_id] = entry  # final perhaps, and yet without its fills
+            for leg in LEG_LETTERS:
+                await self._restore_leg(position.position_id, leg)
         for order in await self._store.open_orders():
-            fills = await self._store.fills(order.client_order_id)
-            self.filled[order.client_order_id] = sum((fill.quantity for fill in fills), ZERO)
-            self.orders[order.client_order_id] = order
+            await self._restore_order(order)
+        self._restored = True
         if self.positions:
             log.info("positions restored", symbols=[p.symbol for p in self.positions.values()])
+
+    async def _restore_leg(self, position_id: str, leg: str) -> None:
+        """Final ones too: their executions may not all be booked."""
+        for attempt in itertools.count():
+            order = await self._store.order(client_order_id(position_id, leg, attempt))
+            if order is None:
+                return
+            await self._restore_order(order)
+
+    async def _restore_order(self, order: Order) -> None:
+        self.filled[order.client_order_id] = await self._booked(order.client_order_id)
+        self.orders[order.client_order_id] = order
+
+    async def _booked(self, name: str) -> Decimal:
+        return sum((fill.quantity for fill in await self._store.fills(name)), ZERO)
 
     def working_orders(self) -> tuple[Order, ...]:
         """Our orders that are not final, or whose executions are not all booked."""
@@ -88,21 +101,33 @@ class Books:
         return self.filled.get(order.client_order_id, ZERO) >= due
 
     async def known(self, name: str) -> Order | None:
+        """Our order of that client id, from memory or store; None when it is not ours."""
         order = self.orders.get(name)
         if order is None and is_ours(name):
             order = await self._store.order(name)
         return order
 
     def position_on(self, symbol: str) -> Position | None:
+        """The open position on a symbol."""
         return next((p for p in self.positions.values() if p.symbol == symbol and is_open(p)), None)
 
     async def next_id(self, position_id: str, leg: str) -> str:
+        """The first client id of a leg that no order has had.
+
+        The orders of an open position are all in memory, so a store that cannot be read is no reason to
+        leave the position without its stop.
+        """
         attempt = 0
-        while True:
-            name = client_order_id(position_id, leg, attempt)
-            if name not in self.orders and await self._store.order(name) is None:
-                return name
+        while (name := client_order_id(position_id, leg, attempt)) in self.orders or await self._stored(name):
             attempt += 1
+        return name
+
+    async def _stored(self, name: str) -> bool:
+        try:
+            return await self._store.order(name) is not None
+        except DataDirectoryUnusable as error:
+            self.note_store(error)
+            return False
 
     def remember(self, order: Order) -> None:
         self.orders.setdefault(order.client_order_id, order)
@@ -120,6 +145,7 @@ class Books:
         self._outbox.put("orders", order)
 
     async def save_position(self, position: Position) -> None:
+        """Into store and memory; a closed one into the store only. Fails as `save_order` does."""
         if not position.closed_ms:
             self.positions[position.position_id] = position
         try:
@@ -127,6 +153,8 @@ class Books:
             self.store_failing = False
         except DataDirectoryUnusable as error:
             self.note_store(error)
+        except StateConflict as error:
+            self.quarantine(position.symbol, error)
 
     def note_store(self, error: DataDirectoryUnusable) -> None:
         self.store_failing = True

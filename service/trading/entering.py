@@ -1,7 +1,5 @@
 """Entering a position: leverage, the intention written down, one market order, protection."""
 
-import asyncio
-
 from service.errors import DataDirectoryUnusable, VenueError
 from service.ports import Clock, Exchange, StateStore
 from service.records import (
@@ -12,6 +10,7 @@ from service.records import (
     RefusalReason,
     Signal,
 )
+from service.settings import TradingSettings
 from service.trading.bookkeeping import Bookkeeper
 from service.trading.books import Books
 from service.trading.orders import client_order_id, new_order
@@ -35,9 +34,9 @@ class Opener:
         sender: Sender,
         protector: Protector,
         clock: Clock,
+        settings: TradingSettings,
         *,
         margin_type: str,
-        answer_limit_s: float,
     ) -> None:
         self._exchange = exchange
         self._store = store
@@ -47,7 +46,7 @@ class Opener:
         self._protector = protector
         self._clock = clock
         self._margin_type = margin_type
-        self._answer_limit_s = answer_limit_s
+        self._settings = settings
 
     async def enter(self, signal: Signal, approved: Approved) -> Position | Refused:
         name = position_id_of(signal.signal_id)
@@ -84,14 +83,12 @@ class Opener:
         order = await self._books.known(order_id)
         position = self._books.positions.get(name)
         if position is not None and is_open(position):
-            task = self._protector.protecting.get(name)
-            if task is not None:
-                await asyncio.wait({task})
+            await self._protector.placed(name, self._settings.unprotected_limit_s)
             return self._books.positions.get(name, position)
         if order is not None and not self._books.ended(order):
             return Refused(
                 reason=RefusalReason.ORDER_UNKNOWN,
-                detail=f"no whole answer within {self._answer_limit_s:g} s; the symbol stays busy",
+                detail=f"no whole answer within {self._settings.answer_limit_s:g} s; the symbol stays busy",
             )
         if position is None:  # opened and closed again meanwhile
             stored = await self._store.position(name)

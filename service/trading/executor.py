@@ -14,15 +14,15 @@ from decimal import Decimal
 
 import structlog
 
-from service.errors import DataDirectoryUnusable, StateConflict
+from service.errors import DataDirectoryUnusable
 from service.ports import Archive, Clock, Exchange, Recorder, StateStore, UserEvent
 from service.records import Adjustment, CloseReason, Fill, Order, Position, RefusalReason, Signal
 from service.settings import TradingSettings
-from service.trading.bookkeeping import Bookkeeper
+from service.trading.bookkeeping import CONTRADICTIONS, Bookkeeper
 from service.trading.books import Books
 from service.trading.closing import Closer
 from service.trading.entering import Opener
-from service.trading.ledger import Ledger
+from service.trading.ledger import Holding, Ledger
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
 from service.trading.protecting import Protector
@@ -69,7 +69,6 @@ class Executor:
         self._bookkeeper = keeper = Bookkeeper(
             books, store, ledger, self._outbox, clock, recorder, protect=self.protect, sweep=self._sweep
         )
-        answer_limit_s = settings.answer_limit_s
         self._sender = sender = Sender(
             exchange,
             books,
@@ -78,7 +77,7 @@ class Executor:
             self._outbox,
             clock,
             recorder,
-            answer_limit_s=answer_limit_s,
+            answer_limit_s=settings.answer_limit_s,
             ask_delays_s=ask_delays_s,
         )
         self._closer = Closer(books, sender, clock)
@@ -93,8 +92,8 @@ class Executor:
             sender,
             self._protector,
             clock,
+            settings,
             margin_type=margin_type,
-            answer_limit_s=answer_limit_s,
         )
         self.reconcile_wanted = books.reconcile_wanted
 
@@ -130,10 +129,9 @@ class Executor:
         background = self._protector.background
         try:
             async with asyncio.timeout(limit_s):
-                while self._flights or background or self._queue.qsize():
-                    waiting: set[asyncio.Future[None]] = {*self._flights, *background}
-                    if waiting:
-                        await asyncio.wait(waiting)
+                await self._queue.join()  # an event that waits for the disk has left the queue
+                while waiting := {*self._flights, *background}:
+                    await asyncio.wait(waiting)
                     await self._queue.join()
                 await self._outbox.written()
         except TimeoutError:
@@ -188,7 +186,7 @@ class Executor:
         """Symbols on which something is in flight."""
         acting = {
             self._books.positions[p].symbol
-            for p in {*self._protector.protecting, *self._closer.exiting} & self._books.positions.keys()
+            for p in (self._protector.at_work() | self._closer.exiting) & self._books.positions.keys()
         }
         return frozenset(self._opening | acting)
 
@@ -235,7 +233,7 @@ class Executor:
             except DataDirectoryUnusable as error:
                 self._books.note_store(error)
                 await pause(self._clock, self._retry_s)
-            except (StateConflict, ArithmeticError, LookupError, ValueError) as error:
+            except CONTRADICTIONS as error:
                 self._books.quarantine(event.symbol, error)
                 return
 
@@ -328,6 +326,12 @@ class Executor:
     async def cancel(self, order: Order) -> bool:
         """Cancel one order of ours. False when the venue could not be asked."""
         return await self._sender.cancel(order)
+
+    async def correct_books(
+        self, symbol: str, holding: Holding, wallet: Decimal, why: str, at_ms: int
+    ) -> Adjustment | None:
+        """Take over what the venue holds of a symbol, and its wallet. None when it was done before."""
+        return await self._bookkeeper.correct(symbol, holding, wallet, why, at_ms)
 
     def block_foreign(self, found: dict[str, str]) -> None:
         """Symbols with foreign positions or orders; those no longer found are free again."""

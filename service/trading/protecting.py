@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 
 import structlog
 
-from service.errors import VenueError
+from service.errors import DataDirectoryUnusable, VenueError
 from service.ports import Clock, Exchange, Recorder
 from service.records import (
     CloseReason,
@@ -70,7 +70,7 @@ class Protector:
         self._retry_s = retry_s
         self._tasks: asyncio.TaskGroup | None = None
         self.background: set[asyncio.Task[None]] = set()
-        self.protecting: dict[str, asyncio.Task[None]] = {}
+        self._legs: dict[tuple[str, OrderPurpose], asyncio.Task[None]] = {}
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begin: until then what shall be protected or swept is left to reconciliation."""
@@ -94,20 +94,39 @@ class Protector:
         task.add_done_callback(self.background.discard)
         return task
 
+    def at_work(self) -> set[str]:
+        """Ids of the positions whose stop or target is being placed."""
+        return {name for name, _ in self._legs}
+
+    async def placed(self, name: str, limit_s: float) -> None:
+        """Returns once nothing is being placed for the position, or after `limit_s` wall seconds."""
+        legs = {task for (position_id, _), task in self._legs.items() if position_id == name}
+        if legs:
+            await asyncio.wait(legs, timeout=limit_s)
+
     def protect(self, name: str) -> None:
-        if name in self.protecting or name not in self._books.positions:
+        """See to it that the position has its stop and its target.
+
+        A leg that is at work already goes on; the other is begun, even while that one waits.
+        """
+        if name not in self._books.positions:
             return
-        task = self._spawn(self._protect(name), f"trading.protect.{name}")
-        if task is not None:
-            self.protecting[name] = task
+        for purpose in (OrderPurpose.STOP, OrderPurpose.TARGET):
+            if (name, purpose) not in self._legs:
+                task = self._spawn(self._keep(name, purpose), f"trading.{purpose}.{name}")
+                if task is not None:
+                    self._legs[name, purpose] = task
 
     def stop_missing(self, position_id: str) -> None:
         """The venue does not hold the stop that we believed in."""
+        if position_id not in self._books.positions:
+            return
         self._forget_protection(position_id, OrderPurpose.STOP)
         self._books.unprotected_since.setdefault(position_id, self._clock.monotonic_s())
         self.protect(position_id)
 
     def target_missing(self, position_id: str) -> None:
+        """The venue does not hold the target that we believed in."""
         self._forget_protection(position_id, OrderPurpose.TARGET)
         self.protect(position_id)
 
@@ -116,14 +135,19 @@ class Protector:
         if position is not None:
             self._books.positions[position_id] = without_protection(position, purpose)
 
-    async def _protect(self, name: str) -> None:
-        """Stop and target at the same time: neither waits for the other's answer."""
+    async def _keep(self, name: str, purpose: OrderPurpose) -> None:
+        """A store that cannot be read delays a leg and never ends it."""
+        keep = self._keep_stop if purpose is OrderPurpose.STOP else self._keep_target
         try:
-            async with asyncio.TaskGroup() as legs:
-                legs.create_task(self._keep_stop(name), name=f"trading.stop.{name}")
-                legs.create_task(self._keep_target(name), name=f"trading.target.{name}")
+            while True:
+                try:
+                    await keep(name)
+                    return
+                except DataDirectoryUnusable as error:
+                    self._books.note_store(error)
+                    await pause(self._clock, self._retry_s)
         finally:
-            self.protecting.pop(name, None)
+            self._legs.pop((name, purpose), None)
 
     async def _keep_stop(self, name: str) -> None:
         failures: list[Failure] = []
@@ -238,6 +262,7 @@ class Protector:
         return Failure(code=0, detail="no stop of this position rests on the venue")
 
     def sweep(self, name: str) -> None:
+        """See to it that no conditional order of an ended position rests."""
         if any(
             order.position_id == name and order.type.conditional for order in self._books.working_orders()
         ):

@@ -18,7 +18,6 @@ from service.errors import DataDirectoryUnusable, VenueError
 from service.ports import Archive, Clock, Exchange, Recorder, StateStore
 from service.records import (
     Account,
-    Adjustment,
     CloseReason,
     Order,
     OrderPurpose,
@@ -304,15 +303,10 @@ class Reconciler:
             if theirs
             else Holding()
         )
-        correction = Adjustment(
-            adjustment_id=f"correction:{symbol}:{account.at_ms}",
-            kind="correction",
-            symbol=symbol,
-            amount=account.wallet_balance - self._ledger.wallet,
-            reason=why,
-            at_ms=account.at_ms,
+        correction = await self._executor.correct_books(
+            symbol, holding, account.wallet_balance, why, account.at_ms
         )
-        if await self._ledger.book_adjustment(correction, holding):
+        if correction is not None:
             self._recorder.count("reconcile.corrections")
             log.error("books corrected", symbol=symbol, amount=str(correction.amount), reason=why)
             await self._archive.put("adjustments", correction)

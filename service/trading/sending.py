@@ -12,7 +12,7 @@ import structlog
 from service.errors import DataDirectoryUnusable, OrderOutcomeUnknown, VenueError, VenueMalformed
 from service.ports import Clock, Exchange, Recorder
 from service.records import Fill, Order, OrderPurpose, OrderRequest, OrderStatus
-from service.trading.bookkeeping import RESTING, Bookkeeper
+from service.trading.bookkeeping import CONTRADICTIONS, RESTING, Bookkeeper
 from service.trading.books import Books
 from service.trading.ledger import Ledger
 from service.trading.orders import with_status
@@ -69,7 +69,8 @@ class Sender:
             else:
                 self._books.remember(order)
                 self._outbox.put("orders", order)
-            self._books.orders[name] = with_status(order, OrderStatus.SENT, self._clock.now_ms()).order
+            order = with_status(order, OrderStatus.SENT, self._clock.now_ms()).order
+            self._books.orders[name] = order
             self._books.changed.setdefault(name, asyncio.Event())
             self._books.versions[order.symbol] += 1
         self._recorder.count("trading.orders")
@@ -77,19 +78,20 @@ class Sender:
         try:
             answer = await self._exchange.place(request)
         except (OrderOutcomeUnknown, VenueMalformed) as error:
-            return await self._send_unknown(name, error)
+            return await self._send_unknown(order, error)
         except VenueError as error:
             if error.code in ALREADY_THERE and request.purpose is OrderPurpose.ENTRY:
-                return await self._send_unknown(name, error)  # our earlier send landed
-            return await self._send_failed(name, error)
+                return await self._send_unknown(order, error)  # our earlier send landed
+            return await self._send_failed(order, error)
         finally:
             self._recorder.record("trading.place", self._clock.monotonic_s() - started_s)
         await self._bookkeeper.learn(answer)
         return None
 
-    async def _send_unknown(self, name: str, error: VenueError) -> Failure | None:
+    async def _send_unknown(self, order: Order, error: VenueError) -> Failure | None:
+        name = order.client_order_id
         self._recorder.count("trading.orders_unknown")
-        order = await self._bookkeeper.set_status(name, OrderStatus.UNKNOWN, str(error))
+        order = await self._bookkeeper.set_status(order, OrderStatus.UNKNOWN, str(error))
         log.warning(
             "order without an answer: asking", symbol=order.symbol, client_order_id=name, error=str(error)
         )
@@ -99,9 +101,9 @@ class Sender:
             return Failure(code=0, detail=order.reason)
         return None
 
-    async def _send_failed(self, name: str, error: VenueError) -> Failure:
+    async def _send_failed(self, order: Order, error: VenueError) -> Failure:
         self._recorder.count("trading.orders_rejected")
-        order = await self._bookkeeper.set_status(name, OrderStatus.REJECTED, f"{error.code}: {error}")
+        order = await self._bookkeeper.set_status(order, OrderStatus.REJECTED, f"{error.code}: {error}")
         log.warning(
             "order refused", symbol=order.symbol, purpose=order.purpose, code=error.code, error=str(error)
         )
@@ -160,10 +162,13 @@ class Sender:
         try:
             for fill in fills:
                 await self._bookkeeper.book(fill)
+            learned = await self._bookkeeper.learn(order)
         except DataDirectoryUnusable as error:
             self._books.note_store(error)
             return False
-        learned = await self._bookkeeper.learn(order)
+        except CONTRADICTIONS as error:
+            self._books.quarantine(order.symbol, error)
+            return False
         if learned is None:
             return True
         return self._books.ended(learned) or (learned.type.conditional and learned.status in RESTING)
@@ -189,11 +194,12 @@ class Sender:
             self._books.reconcile_wanted.set()
             return False
         await self._bookkeeper.set_status(
-            order.client_order_id, OrderStatus.REJECTED, "the venue does not know it and holds nothing of it"
+            known, OrderStatus.REJECTED, "the venue does not know it and holds nothing of it"
         )
         return True
 
     async def cancel(self, order: Order) -> bool:
+        """Cancel one order of ours. False when it is in flight, or the venue could not be asked."""
         if order.status in (OrderStatus.INTENDED, OrderStatus.SENT, OrderStatus.TRIGGERED):
             return False  # in flight, or executing: what follows decides
         try:
@@ -202,5 +208,5 @@ class Sender:
             log.warning("cancel failed", symbol=order.symbol, error=str(error))
             self._books.reconcile_wanted.set()
             return False
-        await self._bookkeeper.set_status(order.client_order_id, OrderStatus.CANCELLED, "")
+        await self._bookkeeper.set_status(order, OrderStatus.CANCELLED, "")
         return True

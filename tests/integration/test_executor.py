@@ -20,6 +20,7 @@ from service.errors import (
     OrderOutcomeUnknown,
     OrderRejected,
     RequestRejected,
+    StateConflict,
     VenueError,
     VenueUnavailable,
 )
@@ -44,7 +45,7 @@ from service.records import (
 from service.settings import TradingSettings
 from service.store.sqlite import SqliteStore, open_sqlite
 from service.trading.executor import Executor
-from service.trading.ledger import Ledger, open_ledger
+from service.trading.ledger import Holding, Ledger, open_ledger
 from service.trading.orders import new_order
 from service.trading.ranking import Refused
 from service.trading.reconcile import Reconciler
@@ -956,3 +957,175 @@ async def test_refused_exits_leave_nothing_behind_in_memory(tmp_path):
         await quiet(desk)
         assert desk.executor._books.orders == {}
         assert desk.executor._books.changed == {}
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def full_disk(*_args: object, **_kwargs: object) -> None:
+    raise DataDirectoryUnusable("No space left on device")
+
+
+async def test_a_stop_that_ends_while_the_target_is_being_placed_is_placed_again(desk, monkeypatch):
+    venue, place, stuck = desk.venue, desk.venue.place, asyncio.Event()
+
+    async def slow_target(request: OrderRequest) -> Order:
+        if request.purpose is OrderPurpose.TARGET:
+            await stuck.wait()
+        return await place(request)
+
+    monkeypatch.setattr(venue, "place", slow_target)
+    entering = asyncio.create_task(desk.executor.open(signal(), approved()))
+    await until(lambda: venue.resting(OrderPurpose.STOP) and desk.executor.unprotected() == [])
+    [first] = venue.resting(OrderPurpose.STOP)
+    venue.vanish(first.client_order_id)
+    await until(lambda: venue.resting(OrderPurpose.STOP))
+    stuck.set()
+    await entering
+    await quiet(desk)
+    assert desk.executor.unprotected() == []
+
+
+async def test_an_entry_does_not_wait_for_ever_for_a_stop_that_cannot_be_placed(tmp_path):
+    async with desk_at(tmp_path, Venue(), unprotected_limit_s=0.05) as desk:
+        away = [VenueUnavailable("away") for _ in range(1000)]
+        desk.venue.before = {OrderPurpose.STOP: away, OrderPurpose.EXIT: away}
+        async with asyncio.timeout(5):
+            position = await desk.executor.open(signal(), approved())
+        assert isinstance(position, Position)
+        assert [symbol for symbol, _ in desk.executor.unprotected()] == ["AUSDT"]
+        desk.venue.before = {}
+        await quiet(desk)
+        assert desk.executor.unprotected() == []
+
+
+async def test_a_store_that_cannot_even_be_read_keeps_no_position_from_its_stop(desk, monkeypatch):
+    position = await opened(desk)
+    monkeypatch.setattr(desk.store, "save_order", full_disk)
+    monkeypatch.setattr(desk.store, "order", full_disk)
+    desk.venue.vanish(position.stop_order_id)
+    await quiet(desk)
+    [stop] = desk.venue.resting(OrderPurpose.STOP)
+    assert stop.client_order_id != position.stop_order_id
+    assert desk.executor.unprotected() == []
+
+
+async def test_a_stop_that_was_never_written_is_swept_though_its_end_comes_first(desk, monkeypatch):
+    position = await opened(desk)
+    monkeypatch.setattr(desk.store, "save_order", full_disk)
+    desk.venue.vanish(position.stop_order_id)
+    await quiet(desk)
+    cancel = desk.venue.cancel
+
+    async def answered_late(order: Order) -> None:
+        await cancel(order)
+        await desk.executor.events_applied()
+
+    monkeypatch.setattr(desk.venue, "cancel", answered_late)
+    desk.venue.trigger(OrderPurpose.TARGET, "102")
+    await quiet(desk)
+    assert await desk.venue.open_orders() == []
+    assert desk.executor.working_orders() == ()
+
+
+async def test_a_contradiction_found_by_asking_quarantines_its_symbol_only(desk, monkeypatch):
+    async def conflict(*_args: object, **_kwargs: object) -> bool:
+        raise StateConflict("booked otherwise")
+
+    written = desk.store.save_fill
+    monkeypatch.setattr(desk.store, "save_fill", conflict)
+    desk.venue.lose = {OrderPurpose.ENTRY: 1}
+    desk.venue.silent = True
+    answer = await desk.executor.open(signal(), approved())
+    assert refusal(answer) is RefusalReason.ORDER_UNKNOWN
+    assert "AUSDT" in desk.executor.blocked_symbols()
+    monkeypatch.setattr(desk.store, "save_fill", written)
+    desk.venue.silent = False
+    assert isinstance(await desk.executor.open(signal("s2", "BUSDT"), approved()), Position)
+
+
+async def test_a_late_fill_of_an_entry_given_up_has_its_stop_on_a_full_disk_too(desk, monkeypatch):
+    desk.venue.before = {OrderPurpose.ENTRY: [OrderRejected("no", code=-2019)]}
+    await desk.executor.open(signal(), approved())
+    [entry] = desk.venue.sent
+    written = desk.store.save_fill
+    monkeypatch.setattr(desk.store, "save_fill", full_disk)
+    desk.venue.trade("AUSDT", Side.BUY, Decimal(2), entry.client_order_id)
+    await until(lambda: desk.executor.store_failing)
+    assert {symbol for symbol, _ in desk.executor.unprotected()} <= {"AUSDT"}
+    await until(lambda: desk.venue.resting(OrderPurpose.STOP))
+    monkeypatch.setattr(desk.store, "save_fill", written)
+    await until(desk.executor.positions)
+    await quiet(desk)
+    assert desk.executor.unprotected() == []
+
+
+async def test_settling_waits_for_the_event_that_waits_for_the_disk(desk, monkeypatch):
+    monkeypatch.setattr(desk.store, "save_adjustment", full_disk)
+    desk.executor.on_event(
+        Adjustment(adjustment_id="x", kind="transfer", symbol="", amount=Decimal(1), reason="", at_ms=99_000)
+    )
+    await until(lambda: desk.executor.store_failing)
+    assert not await desk.executor.settle(0.05)
+    monkeypatch.undo()
+    assert await desk.executor.settle(5)
+
+
+async def test_a_stop_known_as_filled_before_a_crash_is_booked_as_a_stop_after_it(tmp_path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as before:
+        position = await opened(before)
+        venue.silent = True
+        venue.trigger(OrderPurpose.STOP, "99")
+        before.executor.on_event(venue.orders[position.stop_order_id])
+        await quiet(before)
+    venue.silent = False
+    async with desk_at(tmp_path, venue) as after:
+        async with after.reconciler.running():
+            closed = await after.closed()
+            assert await after.equal()
+    assert (closed.close_reason, closed.realised_pnl) == ("stop", -2)
+
+
+async def test_a_start_that_failed_at_the_store_reads_everything_the_next_time(desk, monkeypatch):
+    position = await opened(desk)
+    executor = Executor(
+        desk.venue, desk.store, desk.archive, desk.ledger, WallClock(), TradingSettings(), desk.counts
+    )
+    monkeypatch.setattr(desk.store, "open_orders", full_disk)
+    with pytest.raises(DataDirectoryUnusable):
+        await executor.restore()
+    monkeypatch.undo()
+    await executor.restore()
+    assert executor.positions() == (position,)
+    assert len(executor.working_orders()) == 2
+
+
+async def test_a_correction_counts_the_fill_that_is_being_booked(desk, monkeypatch):
+    await opened(desk)
+    written, booking, go_on = desk.store.save_fill, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: object, **kwargs: object) -> bool:
+        booking.set()
+        await go_on.wait()
+        return await written(*args, **kwargs)
+
+    monkeypatch.setattr(desk.store, "save_fill", slow)
+    desk.venue.mark = Decimal(98)
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(1), "by-hand")
+    await booking.wait()
+    account = await desk.venue.account()
+    correcting = asyncio.create_task(
+        desk.executor.correct_books(
+            "BUSDT", Holding(), account.wallet_balance, "looked at by hand", account.at_ms
+        )
+    )
+    await asyncio.sleep(0)
+    go_on.set()
+    correction = await correcting
+    assert correction is not None
+    assert correction.amount == 0
+    assert await desk.equal()
