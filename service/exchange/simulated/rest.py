@@ -190,7 +190,7 @@ class PublicData:
         return self._one_or_all(call, lambda i: self._quotes.premium(i, mark[i], call.now_ms))
 
     def funding_rate(self, call: Call) -> list[dict[str, Any]]:
-        """Settled rates, oldest first; without a symbol the newest of each."""
+        """Settled rates, oldest first: from startTime on, or the newest. Without a symbol, those of all."""
         asked = call.read
         limit = asked.limit(100, 1_000)
         end_ms = min(asked.integer("endTime") or call.now_ms, call.now_ms)
@@ -199,8 +199,9 @@ class PublicData:
             return self._quotes.settled(self._index(call, "symbol"), start_ms, end_ms, limit)
         rows: list[dict[str, Any]] = []
         for index in self._quotes.listed(call.now_ms):
-            rows += self._quotes.settled(index, start_ms, end_ms, 1)
-        return sorted(rows, key=lambda row: row["fundingTime"])[-limit:]
+            rows += self._quotes.settled(index, start_ms, end_ms, limit)
+        rows.sort(key=lambda row: row["fundingTime"])
+        return rows[-limit:] if start_ms is None else rows[:limit]
 
     def funding_info(self, call: Call) -> list[dict[str, Any]]:
         """Only symbols whose interval is not the usual eight hours, as on the venue."""
