@@ -154,6 +154,10 @@ async def _trade(
                 recorder=monitor,
             ) as archive,
         ):
+            if settings.run.mode == "live":
+                from service.check.command import require  # not needed for any other mode
+
+                await require(loaded, directory, venue.access)
             opened = _Opened(settings, directory, monitor, pool, venue, store, archive)
             await opened.trade(summary, stop, started)
         summary.archived = archive.archived

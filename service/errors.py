@@ -5,6 +5,7 @@ PerpdError
   LimitTooLow             exit 78: the memory limit is below what start-up needs
   DataDirectoryUnusable   exit 73: not writable, full, or held by another daemon
   PortInUse               exit 69: another process listens there
+  CheckFailed             exit 77: live trading does not start, `perpd check` says what to do
   DaemonUnreachable       exit 69: no daemon answers on the data directory's control socket
   VenueError
     VenueUnavailable      nothing was sent, or only a read: retry with back-off and jitter
@@ -73,6 +74,13 @@ class PortInUse(PerpdError):
     """Another process listens on the port."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class CheckFailed(PerpdError):
+    """A check that live trading needs has failed."""
+
+    exit_code = EXIT_NOT_PERMITTED
+    advice = "run `perpd check` for the whole table and what to do"
 
 
 class DaemonUnreachable(PerpdError):

@@ -255,6 +255,17 @@ class PublicData:
         return row(index)
 
 
+KEY_PERMISSIONS = {
+    "ipRestrict": True,
+    "createTime": 1_767_225_600_000,
+    "enableReading": True,
+    "enableWithdrawals": False,
+    "enableInternalTransfer": False,
+    "permitsUniversalTransfer": False,
+    "enableFutures": True,
+}
+"""What every key of the simulated exchange may do, as the venue's wallet interface tells it."""
+
 EngineMethod = Callable[[Engine, str, Mapping[str, object], int], object]
 
 ENGINE_ROUTES: dict[tuple[str, str], EngineMethod] = {
@@ -324,6 +335,9 @@ class Rest:
             table[key] = Route(Security.SIGNED, self._asking(method))
         table["POST", "/fapi/v1/batchOrders"] = Route(Security.SIGNED, self._batch_orders)
         table["GET", "/fapi/v1/leverageBracket"] = Route(Security.SIGNED, public.brackets)
+        table["GET", "/sapi/v1/account/apiRestrictions"] = Route(
+            Security.SIGNED, lambda call: KEY_PERMISSIONS
+        )
         table["GET", "/fapi/v1/rateLimit/order"] = Route(Security.SIGNED, lambda call: RATE_LIMITS[1:])
         table["POST", "/fapi/v1/listenKey"] = Route(Security.KEY, self._create_listen_key)
         table["PUT", "/fapi/v1/listenKey"] = Route(Security.KEY, self._renew_listen_key)
