@@ -19,6 +19,7 @@ PerpdError
     OrderOutcomeUnknown   sent, no usable answer: reconcile by client order id before anything else
   StrategyInvalid         exit 78: a user's strategy cannot be loaded or breaks its contract
   WorkerLost              a worker died or was killed at its time limit
+  CacheUnavailable        the cache's second tier cannot answer: compute instead, try it again later
   CycleStalled            exit 1: no cycle finished for too long, to be started anew
   ArchiveNotDrained       exit 74: records were left in memory at the end
   StateConflict           a record contradicts what is booked: quarantine its symbol, trade the others
@@ -87,6 +88,10 @@ class DaemonUnreachable(PerpdError):
     """No daemon answers on the data directory's control socket."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class CacheUnavailable(PerpdError):
+    """The second tier of the feature cache cannot be read or written; what it would save is computed."""
 
 
 class CycleStalled(PerpdError):

@@ -192,3 +192,32 @@ class Recorder(Protocol):
 
     def record(self, operation: str, seconds: float) -> None: ...
     def count(self, name: str, amount: int = 1) -> None: ...
+
+
+class CacheTier(Protocol):
+    """Where the feature cache keeps what memory does not. Bodies come back as they were put, or not at all.
+
+    A token names one entry for ever: code, options, key and candles. Each call is one batch and may raise
+    CacheUnavailable; the caller gives up after `limit_s` (wall).
+    """
+
+    @property
+    def shared(self) -> bool:
+        """Whether others write to it too."""
+        ...
+
+    @property
+    def limit_s(self) -> float: ...
+    async def get_many(
+        self, rows: Sequence[int], tokens: Sequence[bytes], now_ms: int, ttl_ms: int
+    ) -> list[bytes | None]:
+        """The body of each token, None where there is none that is still in time."""
+        ...
+
+    async def put_many(
+        self, rows: Sequence[int], tokens: Sequence[bytes], bodies: Sequence[bytes], now_ms: int, ttl_ms: int
+    ) -> None:
+        """Keep each body for `ttl_ms` of market time. A row's older entry may be dropped."""
+        ...
+
+    async def close(self) -> None: ...

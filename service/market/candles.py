@@ -57,7 +57,7 @@ _SYMBOL_BYTES, _NAME_BYTES = 64, 58
 _SERIES = 1 + len(FIELDS)
 _KEPT_ASIDE = 3
 
-RawName = bytes  # inside the class, `bytes` is its property
+RawBytes = bytes  # inside the class, `bytes` is its property
 
 
 class GapFound(PerpdError):
@@ -317,7 +317,7 @@ class CandleStore:
             self._generation = generation
         return self._rows
 
-    def _write_name(self, row: int, name: RawName) -> None:
+    def _write_name(self, row: int, name: RawBytes) -> None:
         at = _HEADER_BYTES + row * _SYMBOL_BYTES
         state = self._state(row)
         self._q[state] += 1
@@ -484,6 +484,20 @@ class CandleStore:
     def sequence(self, row: int) -> int:
         """Even: the row is stable. Odd: it is being written. It grows with each change of the row."""
         return self._q[self._state(row)]
+
+    def content(self, row: int) -> RawBytes:
+        """A copy of all closed candles of the row as raw bytes, to tell two states of it apart.
+
+        It is whole only when the sequence is even and the same before and after.
+        """
+        pieces = []
+        slots = self._layout.slots
+        for index in range(len(self._steps)):
+            state = self._state(row) + 1 + 2 * index
+            base, end, count = self._series(row, index), self._q[state], self._q[state + 1]
+            for first in range(base + end - count, base + end - count + _SERIES * slots, slots):
+                pieces.append(self._bytes[first * 8 : (first + count) * 8])
+        return b"".join(pieces)
 
     # -- the forming candle
 

@@ -1,0 +1,49 @@
+"""No result outlives the code it was computed with."""
+
+import sys
+from pathlib import Path
+
+from service.learning.code_version import code_version, loaded_modules
+from service.settings import StrategySettings
+
+FOUNDING = StrategySettings()
+
+
+def test_the_strategys_own_modules_are_among_those_that_count() -> None:
+    names = {name for name, _ in loaded_modules(FOUNDING)}
+    assert {"service.strategies.ict_smc", "service.strategies.base", "numpy", "talib"} <= names
+    assert "json" not in names
+
+
+def test_the_same_code_has_the_same_version_and_other_options_another() -> None:
+    modules = loaded_modules(FOUNDING)
+    assert code_version(FOUNDING, modules) == code_version(StrategySettings(), modules)
+    other = StrategySettings(options={"stop_atr": 3.0})
+    assert code_version(other, modules) != code_version(FOUNDING, modules)
+
+
+def test_a_changed_file_of_a_users_strategy_or_its_helper_changes_the_version(tmp_path: Path) -> None:
+    helper, user = tmp_path / "its_helper.py", tmp_path / "mine.py"
+    helper.write_text("A = 1\n")
+    user.write_text(
+        "import its_helper\n"
+        "class Mine:\n"
+        "    name, timeframes, candles = 'mine', ('5m',), 2\n"
+        "    def __init__(self, options): pass\n"
+        "    def analyse(self, view): return None\n"
+    )
+    strategy = StrategySettings(name=f"{user}:Mine")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        modules = loaded_modules(strategy)
+    finally:
+        sys.path.remove(str(tmp_path))
+        del sys.modules["its_helper"]
+    versions = {code_version(strategy, modules)}
+    helper.write_text("A = 2\n")
+    versions.add(code_version(strategy, modules))
+    user.write_text(user.read_text() + "\n")
+    versions.add(code_version(strategy, modules))
+    user.unlink()
+    versions.add(code_version(strategy, modules))
+    assert len(versions) == 4
