@@ -23,7 +23,7 @@ from service.records import (
     RefusalReason,
     Signal,
 )
-from service.settings import Settings
+from service.settings import CycleSettings, Settings
 from service.trading.decide import as_decision, decide
 from service.trading.equity import EquityWatch
 from service.trading.executor import Executor
@@ -36,7 +36,9 @@ from service.trading.sizing import Approved
 
 log = structlog.get_logger("cycle")
 
-NOTHING_ANALYSED = AnalysisResult([], 0, 0, {}, {}, 0, 0, 0.0)
+NOTHING_ANALYSED = AnalysisResult([], 0, 0, {}, {}, [], 0, 0, 0.0)
+CLOSE_TO_SIGNAL = "close to signal"
+SHORTEST_DEADLINE_S = 0.5
 REMEMBERED_MS = 2 * 3_600_000  # a decided signal cannot come back once its candle left every window of doubt
 
 
@@ -60,6 +62,7 @@ class Parts:
     load: Callable[[], Load]
     entries_off: Callable[[], str]  # why nothing may be opened now, or ""
     decided: dict[str, int] = field(default_factory=dict)  # signal id to candle close, recent ones only
+    first_ms: int = 0  # when the first cycle began; what closed before it was nobody's delay
 
 
 class CycleReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,11 +72,13 @@ class CycleReport(msgspec.Struct, frozen=True, kw_only=True):
     analysed: int
     stale: int
     failed: int
+    shed: int  # not reached before the deadline
     signals: int
     accepted: int
     refused: dict[str, int]
     batches: int
     analysis_s: float
+    close_to_signal_s: float | None  # wall time, of the latest new signal; None without one
     seconds: float
     garbage_s: float
 
@@ -86,14 +91,39 @@ async def run_cycle(parts: Parts, number: int) -> CycleReport:
     if not parts.archive.writable:
         # Nothing may be decided that cannot be recorded; positions are looked after all the same.
         await parts.equity.look()
-        return _report(parts, number, NOTHING_ANALYSED, stale, [], started_s, 0.0)
-    analysis = await parts.analyzer.analyse(fresh, now_ms, parts.load())
+        return _report(parts, number, NOTHING_ANALYSED, stale, [], started_s, 0.0, None)
+    parts.first_ms = parts.first_ms or now_ms
+    analysis = await parts.analyzer.analyse(
+        fresh,
+        now_ms,
+        parts.load(),
+        first=parts.executor.held_symbols(),
+        limit_s=deadline_s(parts.settings.cycle, parts.clock.speed),
+    )
     parts.monitor.record("analysis", analysis.seconds)
     new = undecided(parts, analysis.signals)
+    close_to_signal_s = _time_to_signal(parts, new)
     decisions = await _decide_all(parts, new, stale, number)
     await parts.follower.follow(now_ms)
     garbage_s = _collect(parts)
-    return _report(parts, number, analysis, stale, decisions, started_s, garbage_s)
+    return _report(parts, number, analysis, stale, decisions, started_s, garbage_s, close_to_signal_s)
+
+
+def deadline_s(settings: CycleSettings, speed: float) -> float:
+    """Wall time the analysis of a cycle may take; at least half a second, however fast the market runs."""
+    return max(settings.interval_s * settings.deadline_fraction / speed, SHORTEST_DEADLINE_S)
+
+
+def _time_to_signal(parts: Parts, new: Sequence[Signal]) -> float | None:
+    """Record, per new signal, the wall time from its candle's close to being ready to be decided.
+
+    Signals of candles that closed before the first cycle are left out. Returns the longest.
+    """
+    now_ms, speed = parts.clock.now_ms(), parts.clock.speed
+    closes = [signal.candle_close_ms for signal in new if signal.candle_close_ms >= parts.first_ms]
+    for close_ms in closes:
+        parts.monitor.record(CLOSE_TO_SIGNAL, (now_ms - close_ms) / 1000 / speed)
+    return (now_ms - min(closes)) / 1000 / speed if closes else None
 
 
 def undecided(parts: Parts, signals: Sequence[Signal]) -> list[Signal]:
@@ -210,6 +240,7 @@ def _report(
     decisions: Sequence[tuple[Signal, Decision]],
     started_s: float,
     garbage_s: float,
+    close_to_signal_s: float | None,
 ) -> CycleReport:
     seconds = parts.clock.monotonic_s() - started_s
     parts.monitor.record("cycle", seconds)
@@ -219,11 +250,13 @@ def _report(
         analysed=analysis.analysed + analysis.reused,
         stale=len(stale),
         failed=len(analysis.failed),
+        shed=len(analysis.shed),
         signals=len(decisions),
         accepted=len(decisions) - refused.total(),
         refused=dict(refused),
         batches=analysis.batches,
         analysis_s=analysis.seconds,
+        close_to_signal_s=close_to_signal_s,
         seconds=seconds,
         garbage_s=garbage_s,
     )

@@ -20,7 +20,7 @@ from service.analysis.analyzer import ParallelAnalyzer
 from service.analysis.pool import InlineExecutor, NurseryPool, open_pool
 from service.archive.archiver import DataArchiver, archiving
 from service.clock import WallClock
-from service.cycle import CycleReport, Parts, run_cycle
+from service.cycle import CLOSE_TO_SIGNAL, CycleReport, Parts, run_cycle
 from service.directory import data_directory
 from service.errors import (
     EXIT_FAILURE,
@@ -34,6 +34,9 @@ from service.errors import (
     VenueError,
 )
 from service.exchange.venue import Venue, open_venue
+from service.learning.feature_cache import CacheStatistics, FeatureCache
+from service.learning.slot_file import FILE_NAME as SLOT_FILE_NAME
+from service.learning.slot_file import SlotFile
 from service.logs import RUN_SUMMARY, configure, log_failure, set_level
 from service.market.candles import FILE_NAME, CandleFileInvalid, CandleStore
 from service.market.feed import CandleFeed
@@ -165,15 +168,60 @@ async def _trade(
         summary.measured |= _measured(monitor)
 
 
+def _milliseconds(seconds: float | None, digits: int = 3) -> float | None:
+    return None if seconds is None else round(seconds * 1000, digits)
+
+
 def _measured(monitor: PerformanceMonitor) -> dict[str, Any]:
     def milliseconds(kind: str, name: str) -> float | None:
         found = monitor.percentiles(kind)
-        return round(getattr(found, name) * 1000, 3) if found else None
+        return _milliseconds(getattr(found, name)) if found else None
+
+    to_signal = monitor.totals().get(CLOSE_TO_SIGNAL)
 
     return {
         "cycle_ms_p50": milliseconds("cycle", "p50"),
         "cycle_ms_p99": milliseconds("cycle", "p99"),
         "analysis_ms_p50": milliseconds("analysis", "p50"),
+        "close_to_signal_ms_p50": milliseconds(CLOSE_TO_SIGNAL, "p50"),
+        "close_to_signal_ms_p95": milliseconds(CLOSE_TO_SIGNAL, "p95"),
+        "close_to_signal_ms_max": _milliseconds(to_signal.longest_s if to_signal else None),
+    }
+
+
+def _rows(settings: Settings) -> int:
+    """Rows of the candle store: a symbol with an open position stays beyond the universe."""
+    return settings.market.symbols + settings.trading.max_positions
+
+
+def _feature_cache(settings: Settings, directory: Path, monitor: PerformanceMonitor) -> FeatureCache:
+    """The cache with the tier below its memory that the settings ask for."""
+    features = settings.features
+    tier = None
+    if features.slot_bytes:
+        tier = SlotFile(directory / SLOT_FILE_NAME, _rows(settings), features.slot_bytes)
+    return FeatureCache(features, monitor, tier)
+
+
+def _cache_gauges(cache: CacheStatistics) -> dict[str, tuple[str, float]]:
+    return {
+        "perpd_features_entries": ("Results the feature cache holds in memory", float(cache.entries)),
+        "perpd_features_hit_ratio": ("Share of results that need not be computed", cache.hit_fraction),
+        "perpd_features_saved_seconds": ("Wall time the feature cache saved, lookups paid", cache.saved_s),
+        "perpd_features_tier_failures": ("Times the cache's second tier failed", float(cache.tier_failures)),
+    }
+
+
+def _delay_gauges(monitor: PerformanceMonitor) -> dict[str, tuple[str, float]]:
+    """Of the last signals, the longest of all; nothing before the first."""
+    recent, ever = monitor.percentiles(CLOSE_TO_SIGNAL), monitor.totals().get(CLOSE_TO_SIGNAL)
+    if recent is None or ever is None:
+        return {}
+    words = "Wall time from a candle's close to its signal being ready"
+    return {
+        "perpd_close_to_signal_p50_seconds": (f"{words}, recent median", recent.p50),
+        "perpd_close_to_signal_p95_seconds": (f"{words}, recent 95th percentile", recent.p95),
+        "perpd_close_to_signal_max_seconds": (f"{words}, longest", ever.longest_s),
     }
 
 
@@ -203,11 +251,13 @@ class _Opened:
         self.lag = LoopLag(alarm_ms=settings.monitor.lag_alarm_ms, on_alarm=self._on_lag)
         self.held = HeldStack(self.lag, alarm_ms=settings.monitor.lag_alarm_ms)
         self.memory = MemorySampler(settings.monitor.memory_limit_mb, exclude_pids=lambda: set(venue.pids))
+        self.cache = _feature_cache(settings, directory, monitor)
         self.guard = MemoryGuard(
             settings.monitor,
             self.memory,
             monitor,
             workers=pool,
+            shrink=self.cache.shrink,
             flush_early=archive.flush_early,
             quiet=lambda on: set_level(
                 "warn" if on and settings.log.level != "error" else settings.log.level
@@ -219,6 +269,7 @@ class _Opened:
         self.stop = StopRequest()
         self.chosen: set[str] = set()
         self.failing = ""
+        self.shed = 0  # in the last cycle
         self.finished_s = self.clock.monotonic_s()
         self.sizes: dict[str, Callable[[], int]] = {}  # each part's own bytes, for `perpd memory`
         self.gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
@@ -229,11 +280,11 @@ class _Opened:
         settings = self.settings
         candles = CandleStore.open(
             self.directory / FILE_NAME,
-            symbols_capacity=settings.market.symbols + settings.trading.max_positions,
+            symbols_capacity=_rows(settings),
             candles=settings.market.candles,
         )
         analyzer = ParallelAnalyzer(
-            self.pool, self.directory / FILE_NAME, settings.analysis, settings.strategy, self.monitor
+            self.pool, candles.path, settings.analysis, settings.strategy, self.monitor, self.cache
         )
         try:
             facts = await analyzer.describe_strategy()
@@ -253,6 +304,7 @@ class _Opened:
                 log.info("serving health, readiness and metrics", host=settings.web.host, port=port)
                 await self._trade_on(candles, analyzer, summary, started)
         finally:
+            await self.cache.close()
             analyzer.close()
             candles.close()
 
@@ -323,6 +375,7 @@ class _Opened:
             "instruments": lambda: held_bytes(instruments),
             "candle feed": lambda: held_bytes(feed),
             "analysis results": lambda: held_bytes(analyzer),
+            "feature cache": lambda: held_bytes(self.cache, within="service.learning"),
             "decided signals": lambda: held_bytes(self.parts.decided),
             "monitor history": lambda: (
                 held_bytes(self.monitor) + held_bytes(self.lag, within="service.monitor")
@@ -434,9 +487,14 @@ class _Opened:
             "perpd_positions_open": ("Positions open", float(len(executor.positions()))),
             "perpd_shadow_positions_open": ("Shadow positions open", float(self.parts.shadows.open_count)),
             "perpd_unprotected_seconds": ("Longest time a position now lacks its stop", unprotected),
+            "perpd_symbols_shed": (
+                "Symbols the last cycle did not reach before its deadline",
+                float(self.shed),
+            ),
             "perpd_event_queue_depth": ("Private stream events waiting", float(executor.queue_depth)),
             "perpd_repair_queue_depth": ("Series waiting for repair", float(feed.statistics()["depth"])),
         }
+        gauges |= _cache_gauges(self.cache.statistics()) | _delay_gauges(self.monitor)
         if account is not None:
             gauges["perpd_equity"] = ("Equity with open positions, quote currency", float(account.equity))
         return gauges
@@ -526,6 +584,8 @@ class _Opened:
 
     def _account_for(self, report: CycleReport, summary: RunSummary) -> None:
         summary.cycles += 1
+        self.shed = report.shed
+        summary.shed += report.shed
         summary.signals += report.signals
         summary.accepted += report.accepted
         summary.refused.update(report.refused)
@@ -537,6 +597,7 @@ class _Opened:
             analysed=report.analysed,
             stale=report.stale,
             failed=report.failed,
+            shed=report.shed,
             signals=report.signals,
             accepted=report.accepted,
             refused=report.refused,
@@ -545,6 +606,7 @@ class _Opened:
             shadows_closed=self.parts.shadows.closed_count,
             equity=float(round(account.equity, 2)) if account else None,
             analysis_ms=round(report.analysis_s * 1000, 1),
+            close_to_signal_ms=_milliseconds(report.close_to_signal_s, 1),
             cycle_ms=round(report.seconds * 1000, 1),
             garbage_ms=round(report.garbage_s * 1000, 2),
             pss_mb=round(self.memory.pss_mb_last, 1),
@@ -593,7 +655,13 @@ class _Opened:
             "exchange_equity": account.venue_equity if account else None,
         }
         lag = self.lag.statistics()
+        cache = self.cache.statistics()
         summary.measured |= {
+            "features_hit_fraction": round(cache.hit_fraction, 4),
+            "features_memory_hits": cache.memory_hits,
+            "features_tier_hits": cache.tier_hits,
+            "features_misses": cache.misses,
+            "features_saved_ms": round(cache.saved_s * 1000, 1),
             "loop_lag_ms_p99": round(lag.p99_ms, 3),
             "pss_mb_last": round(self.memory.pss_mb_last, 1),
             "pss_mb_peak": round(self.memory.pss_mb_peak, 1),

@@ -83,6 +83,7 @@ class MarketSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 class CycleSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     interval_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 60.0
     close_wait_s: NonNegative = 3.0
+    deadline_fraction: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.75
     collect_garbage: bool = True
 
 
@@ -94,6 +95,12 @@ class AnalysisSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields
     batch_limit_s: Positive = 10.0
     collect_after_batch: bool = True
     worker_memory_limit_mb: Positive = 150.0
+
+
+class FeatureSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    ttl_s: Annotated[float, Meta(ge=0.0, le=1e9)] = 1_800.0
+    max_entries: Count = 100
+    slot_bytes: Annotated[int, Meta(ge=0, le=1_048_576)] = 2_048
 
 
 class StrategySettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,6 +180,7 @@ class Settings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     market: MarketSettings = MarketSettings()
     cycle: CycleSettings = CycleSettings()
     analysis: AnalysisSettings = AnalysisSettings()
+    features: FeatureSettings = FeatureSettings()
     strategy: StrategySettings = StrategySettings()
     trading: TradingSettings = TradingSettings()
     risk: RiskSettings = RiskSettings()
@@ -200,6 +208,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     secrets: Secrets
 
 
+SMALLEST_SLOT_BYTES = 64
 ENVIRONMENT_PREFIX = "PERPD_"
 SECRET_NAMES = {
     "api_key": ("PERPD_API_KEY", "binance_key"),
@@ -384,6 +393,8 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
         low, high = getattr(analysis, key)
         if low > high:
             fail(f"analysis.{key}", f"the first, {low}, is above the second, {high}")
+    if 0 < settings.features.slot_bytes < SMALLEST_SLOT_BYTES:
+        fail("features.slot_bytes", f"a slot has at least {SMALLEST_SLOT_BYTES} bytes; 0 is without a file")
     levels = settings.monitor.memory_levels
     if not levels[0] < levels[1] < levels[2]:
         fail("monitor.memory_levels", f"{list(levels)} must rise from elevated over high to critical")

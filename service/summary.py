@@ -16,6 +16,7 @@ class RunSummary:
     def __init__(self) -> None:
         self.cycles = 0
         self.symbols = 0
+        self.shed = 0
         self.signals = 0
         self.accepted = 0
         self.refused: Counter[str] = Counter()
@@ -35,6 +36,14 @@ class RunSummary:
                 "cycle_ms_p50",
                 "cycle_ms_p99",
                 "analysis_ms_p50",
+                "close_to_signal_ms_p50",
+                "close_to_signal_ms_p95",
+                "close_to_signal_ms_max",
+                "features_hit_fraction",
+                "features_memory_hits",
+                "features_tier_hits",
+                "features_misses",
+                "features_saved_ms",
                 "loop_lag_ms_p99",
                 "pss_mb_last",
                 "pss_mb_peak",
@@ -47,6 +56,7 @@ class RunSummary:
         fields = {
             "cycles": self.cycles,
             "symbols": self.symbols,
+            "shed": self.shed,
             "signals": self.signals,
             "accepted": self.accepted,
             "refused": dict(sorted(self.refused.items())),

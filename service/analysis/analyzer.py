@@ -1,25 +1,33 @@
 """The analysis of one cycle: batches that follow the load, in parallel, with one order of results."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import Executor, Future
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
+from service.analysis.backlog import Backlog
 from service.analysis.batching import batch_size, in_batches
 from service.analysis.pool import WorkersUnavailable
 from service.analysis.worker import Outcome, Place, StrategyFacts, Task, analyse_batch, describe_strategy
-from service.errors import PerpdError, WorkerLost
+from service.errors import WorkerLost
+from service.learning.code_version import Module, code_version, loaded_modules
+from service.learning.feature_cache import FeatureCache
+from service.learning.identity import CandleIdentity, Key, Lookup
 from service.market.candles import CandleStore
 from service.ports import Recorder
-from service.records import Load, Signal
+from service.records import TIMEFRAME_MS, Load, Signal
 from service.settings import AnalysisSettings, StrategySettings
 
 _LANES_PER_WORKER = 2  # batches in flight per worker: one is worked on, one waits beside it
+_CLOCK_TIMEFRAME = "5m"  # its newest candle dates a result
+_CLOCK_MS = TIMEFRAME_MS[_CLOCK_TIMEFRAME]
 _QUARANTINE_CYCLES, _MAX_QUARANTINE_CYCLES = 10, 1_000
 
 log = structlog.get_logger("analysis.analyzer")
@@ -30,20 +38,13 @@ class AnalysisResult(NamedTuple):
 
     signals: list[Signal]  # in the order of the rows given
     analysed: int  # computed in this cycle, with or without a signal
-    reused: int  # unchanged since an earlier cycle: its result stands
+    reused: int  # unchanged since it was computed: its result stands
     failed: dict[str, str]  # symbol -> why: the strategy broke on it, or its worker died
     skipped: dict[str, str]  # symbol -> why: its data or its quarantine did not allow an analysis
+    shed: list[str]  # not reached within the time limit, the most important first
     batches: int
     batch_symbols: int  # the batch size the load allowed
     seconds: float
-
-
-class _Known(NamedTuple):
-    """The last result of a symbol and the state of its candles it belongs to."""
-
-    row: int
-    sequence: int
-    outcome: Outcome
 
 
 class _Quarantine(NamedTuple):
@@ -55,7 +56,11 @@ class ParallelAnalyzer:
     """Analyses the universe in batches on an executor's workers.
 
     The result does not depend on batch size, worker count or earlier cycles: a symbol whose candles did
-    not change keeps its result, all others are computed from their candles alone.
+    not change keeps its result (see FeatureCache), all others are computed from their candles alone.
+
+    Within a time limit symbols with open positions come first, then those that were shed in three cycles
+    running, longest first, then the others in the order given. Batches in flight at the limit are abandoned:
+    their workers finish them, and what they found serves the next cycle.
     """
 
     def __init__(
@@ -65,26 +70,36 @@ class ParallelAnalyzer:
         settings: AnalysisSettings,
         strategy: StrategySettings,
         recorder: Recorder,
+        cache: FeatureCache | None = None,
         *,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises CandleFileInvalid. The store must exist; `close` lets go of it."""
+        """Raises CandleFileInvalid. The store must exist; `close` lets go of it.
+
+        Args: cache: of earlier results, the caller's to close; None computes every symbol in every cycle.
+        """
         self._executor = executor
         self._settings = settings
         self._strategy = strategy
         self._recorder = recorder
+        self._cache = cache if cache is not None and cache.enabled else None
         self._monotonic_s = monotonic_s
         self._store = CandleStore.attach(store_path)
+        self._timeframes = ",".join(self._store.timeframes)
         self._task = Task(str(store_path), strategy, settings.collect_after_batch)
-        self._known: dict[str, _Known] = {}
+        self._identity: CandleIdentity | None = None
         self._quarantine: dict[str, _Quarantine] = {}
+        self._suspects: set[str] = set()  # an abandoned batch of theirs cost a worker: they go one by one
+        self._backlog = Backlog()
+        self._late: dict[str, Outcome] = {}  # what abandoned batches found since
+        self._symbol_s = 0.0  # wall time a symbol takes when most are computed
         self._cycle = 0
 
     def close(self) -> None:
         """Let go of the candle store and of what earlier cycles left."""
         self._store.close()
-        self._known.clear()
         self._quarantine.clear()
+        self._late.clear()
 
     async def describe_strategy(self) -> StrategyFacts:
         """Load the strategy in a worker and say what it needs.
@@ -94,53 +109,155 @@ class ParallelAnalyzer:
         facts: StrategyFacts = await asyncio.wrap_future(
             self._executor.submit(describe_strategy, self._strategy)
         )
+        if self._cache is not None:
+            await self._identified()  # now, not in the first cycle: it reads every module's file
         return facts
 
-    async def analyse(self, places: Sequence[Place], now_ms: int, load: Load) -> AnalysisResult:
+    async def analyse(
+        self,
+        places: Sequence[Place],
+        now_ms: int,
+        load: Load,
+        *,
+        first: Set[str] = frozenset(),
+        limit_s: float = math.inf,
+    ) -> AnalysisResult:
         """Analyse every symbol once.
 
-        Args: places: (row, symbol) in the order the signals shall have; now_ms: venue time, for the age
-        of new signals; load: decides the batch size.
+        Args: places: (row, symbol) in the order the signals shall have, the most liquid first; now_ms: market
+        time; load: decides the batch size; first: symbols to begin with; limit_s: wall time it may take.
         Raises: StrategyInvalid, SettingsInvalid, CandleFileInvalid: nothing can be analysed.
         """
         started_s = self._monotonic_s()
         self._cycle += 1
-        outcomes: list[Outcome | None] = [self._without_work(place) for place in places]
+        outcomes = [self._in_quarantine(symbol) for _, symbol in places]
+        late = self._take_late(places, outcomes)
+        await self._reuse(places, outcomes, now_ms)
+        looked_up_s = self._monotonic_s()
         due = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        due = self._backlog.ordered(due, [symbol for _, symbol in places], first)
         size = self._batch_size(load)
-        batches = in_batches(due, size)
-        await self._run(places, batches, outcomes)
-        self._remember(places, outcomes)
-        result = self._result(places, outcomes, due, len(batches), size, self._monotonic_s() - started_s)
-        self._report(result, [outcomes[index] for index in due], now_ms)
+        batches = self._batches(places, due, size)
+        await self._run(places, batches, outcomes, limit_s - (looked_up_s - started_s))
+        computed_s = self._monotonic_s() - looked_up_s
+        self._remember(places, outcomes, sorted([*late, *due]), now_ms)
+        result = self._result(
+            places, outcomes, due, len(batches), size, seconds=self._monotonic_s() - started_s
+        )
+        self._backlog.note(result.shed)
+        self._account(result, looked_up_s - started_s, computed_s)
+        self._report(result, limit_s)
         return result
 
     def _batch_size(self, load: Load) -> int:
         s = self._settings
         return batch_size(s.workers, load, s.batch_factors, s.memory_thresholds, s.cpu_thresholds)
 
-    def _without_work(self, place: Place) -> Outcome | None:
-        """What is known of a symbol without analysing it; None when it must be."""
-        row, symbol = place
+    def _batches(self, places: Sequence[Place], due: Sequence[int], size: int) -> list[list[int]]:
+        if not self._suspects:
+            return in_batches(due, size)
+        trusted = [index for index in due if places[index][1] not in self._suspects]
+        return [*in_batches(trusted, size), *([i] for i in due if places[i][1] in self._suspects)]
+
+    # -- what need not be computed
+
+    def _in_quarantine(self, symbol: str) -> Outcome | None:
         held = self._quarantine.get(symbol)
-        if held is not None and self._cycle <= held.until_cycle:
-            return Outcome(-1, skipped=f"in quarantine until cycle {held.until_cycle}: it cost two workers")
-        known = self._known.get(symbol)
-        if known is not None and known.row == row and known.sequence == self._store.sequence(row):
-            return known.outcome
-        return None
+        if held is None or self._cycle > held.until_cycle:
+            return None
+        return Outcome(-1, skipped=f"in quarantine until cycle {held.until_cycle}: it cost two workers")
+
+    def _take_late(self, places: Sequence[Place], outcomes: list[Outcome | None]) -> list[int]:
+        """Fill in what abandoned batches found meanwhile, for candles that are still the same."""
+        late, self._late = self._late, {}
+        taken = []
+        for index, (row, symbol) in enumerate(places if late else ()):
+            outcome = late.get(symbol)
+            if outcome is None or outcomes[index] is not None:
+                continue
+            if outcome.sequence == self._store.sequence(row):
+                outcomes[index] = outcome
+                taken.append(index)
+        return taken
+
+    async def _reuse(self, places: Sequence[Place], outcomes: list[Outcome | None], now_ms: int) -> None:
+        """Fill in what the cache holds for these very candles."""
+        if self._cache is None:
+            return
+        identity = await self._identified()
+        wanted = [
+            (index, lookup)
+            for index, place in enumerate(places)
+            if outcomes[index] is None and (lookup := self._lookup(place)) is not None
+        ]
+        if identity is None:
+            return
+        found = await self._cache.get_many([lookup for _, lookup in wanted], identity, now_ms)
+        for (index, _), outcome in zip(wanted, found, strict=True):
+            outcomes[index] = outcome
+
+    async def _identified(self) -> CandleIdentity | None:
+        """What tells this strategy's results on these candles apart; None while no worker can say it."""
+        if self._identity is None:
+            try:
+                modules: list[Module] = await asyncio.wrap_future(
+                    self._executor.submit(loaded_modules, self._strategy)
+                )
+            except WorkerLost as error:
+                log.warning("no results are reused: the code's version is unknown", reason=str(error))
+                return None
+            version = await asyncio.to_thread(code_version, self._strategy, modules)
+            self._identity = CandleIdentity(self._store, version)
+        return self._identity
+
+    def _lookup(self, place: Place) -> Lookup | None:
+        """The cache's key of a symbol now; None while its row is being written or has no candle."""
+        row, symbol = place
+        sequence = self._store.sequence(row)
+        open_ms = self._store.last_open_ms(row, _CLOCK_TIMEFRAME)
+        if sequence & 1 or not open_ms:
+            return None
+        return Lookup(Key(symbol, self._timeframes, open_ms + _CLOCK_MS), row, sequence)
+
+    def _remember(
+        self, places: Sequence[Place], outcomes: Sequence[Outcome | None], found: Sequence[int], now_ms: int
+    ) -> None:
+        """Put what was computed into the cache; symbols that left the universe are forgotten."""
+        present = {symbol for _, symbol in places}
+        self._quarantine = {s: q for s, q in self._quarantine.items() if s in present}
+        self._suspects &= present
+        if self._cache is None or self._identity is None:
+            return
+        kept = [
+            (lookup, outcome)
+            for index in found
+            if (outcome := outcomes[index]) is not None
+            and outcome.sequence >= 0
+            and (lookup := self._lookup(places[index])) is not None
+            and lookup.sequence == outcome.sequence
+        ]
+        self._cache.put_many([k[0] for k in kept], [k[1] for k in kept], self._identity, now_ms)
+
+    # -- what is computed
 
     async def _run(
-        self, places: Sequence[Place], batches: list[list[int]], outcomes: list[Outcome | None]
+        self,
+        places: Sequence[Place],
+        batches: list[list[int]],
+        outcomes: list[Outcome | None],
+        limit_s: float,
     ) -> None:
         """Fill `outcomes`, a few batches at a time; each batch is let go before its lane takes the next."""
         waiting = iter(batches)
         lanes = min(max(self._settings.workers, 1) * _LANES_PER_WORKER, len(batches))
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for number in range(lanes):
-                    lane = self._lane(places, waiting, outcomes)
-                    tasks.create_task(lane, name=f"analysis.lane-{number}")
+            async with asyncio.timeout(None if limit_s == math.inf else max(limit_s, 0.0)):
+                async with asyncio.TaskGroup() as tasks:
+                    for number in range(lanes):
+                        lane = self._lane(places, waiting, outcomes)
+                        tasks.create_task(lane, name=f"analysis.lane-{number}")
+        except TimeoutError:
+            self._recorder.count("analysis.deadlines")
         except ExceptionGroup as group:
             raise group.exceptions[0] from group  # the lanes fail alike: one error says it
 
@@ -175,9 +292,29 @@ class ParallelAnalyzer:
 
     async def _submit(self, batch: list[Place]) -> list[Outcome]:
         started_s = self._monotonic_s()
-        answer = await asyncio.wrap_future(self._executor.submit(analyse_batch, self._task, batch))
+        future = self._executor.submit(analyse_batch, self._task, batch)
+        try:
+            answer = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(partial(self._abandoned, batch))
+            raise
         self._recorder.record("analysis.batch", self._monotonic_s() - started_s)
+        self._suspects.difference_update(symbol for _, symbol in batch)
         return _decode(answer)
+
+    def _abandoned(self, batch: list[Place], future: "Future[bytes]") -> None:
+        """A batch that missed the time limit has ended: keep what it found, or note whom it may be due to."""
+        if future.cancelled():
+            return  # no worker had begun it
+        error = future.exception()
+        symbols = [symbol for _, symbol in batch]
+        if error is None:
+            self._late.update(zip(symbols, _decode(future.result()), strict=True))
+            self._suspects.difference_update(symbols)
+        elif isinstance(error, WorkerLost) and not isinstance(error, WorkersUnavailable):
+            if len(batch) == 1 and symbols[0] in self._suspects:
+                self._put_in_quarantine(symbols[0], str(error))
+            self._suspects.update(symbols)
 
     def _put_in_quarantine(self, symbol: str, reason: str) -> None:
         before = self._quarantine.get(symbol)
@@ -187,16 +324,6 @@ class ParallelAnalyzer:
         self._recorder.count("analysis.quarantined")
         log.error("symbol in quarantine: it cost two workers", symbol=symbol, cycles=cycles, reason=reason)
 
-    def _remember(self, places: Sequence[Place], outcomes: Sequence[Outcome | None]) -> None:
-        """Keep what may be reused; symbols that left the universe are forgotten."""
-        self._known = {
-            symbol: _Known(row, outcome.sequence, outcome)
-            for (row, symbol), outcome in zip(places, outcomes, strict=True)
-            if outcome is not None and outcome.sequence >= 0
-        }
-        present = {symbol for _, symbol in places}
-        self._quarantine = {s: q for s, q in self._quarantine.items() if s in present}
-
     def _result(
         self,
         places: Sequence[Place],
@@ -204,6 +331,7 @@ class ParallelAnalyzer:
         due: Sequence[int],
         batches: int,
         size: int,
+        *,
         seconds: float,
     ) -> AnalysisResult:
         signals: list[Signal] = []
@@ -213,7 +341,7 @@ class ParallelAnalyzer:
         fresh = set(due)
         for index, ((_, symbol), outcome) in enumerate(zip(places, outcomes, strict=True)):
             if outcome is None:
-                raise PerpdError(f"no result for {symbol}: a lane ended early")
+                continue
             if outcome.failed:
                 failed[symbol] = outcome.failed
             elif outcome.skipped:
@@ -221,23 +349,35 @@ class ParallelAnalyzer:
                 reused -= index not in fresh
             elif outcome.signal is not None:
                 signals.append(outcome.signal)
-        analysed = len(places) - reused - len(failed) - len(skipped)
-        return AnalysisResult(signals, analysed, reused, failed, skipped, batches, size, seconds)
+        shed = [places[index][1] for index in due if outcomes[index] is None]
+        analysed = len(places) - reused - len(failed) - len(skipped) - len(shed)
+        return AnalysisResult(signals, analysed, reused, failed, skipped, shed, batches, size, seconds)
 
-    def _report(self, result: AnalysisResult, fresh: Sequence[Outcome | None], now_ms: int) -> None:
+    def _account(self, result: AnalysisResult, lookup_s: float, computed_s: float) -> None:
+        """What reuse saved: the wall time a symbol took when most of the market was computed last."""
+        if result.analysed > result.reused:  # few symbols take little less time than some more: no measure
+            self._symbol_s = computed_s / result.analysed
+        if self._cache is not None and self._symbol_s:
+            self._cache.saved(result.reused * self._symbol_s - lookup_s)
+        self._recorder.record("analysis.lookup", lookup_s)
+
+    def _report(self, result: AnalysisResult, limit_s: float) -> None:
         record, count = self._recorder.record, self._recorder.count
         record("analysis.cycle", result.seconds)
         for name in ("analysed", "reused"):
             count(f"analysis.{name}", getattr(result, name))
-        for name, symbols in (("failed", result.failed), ("skipped", result.skipped)):
+        for name, symbols in (("failed", result.failed), ("skipped", result.skipped), ("shed", result.shed)):
             count(f"analysis.{name}", len(symbols))
-        for outcome in fresh:
-            if outcome is not None and outcome.signal is not None:
-                age_ms = now_ms - outcome.signal.candle_close_ms
-                record("analysis.close_to_signal", age_ms / 1000 + result.seconds)
         if result.failed:
             symbol, reason = next(iter(result.failed.items()))
             log.warning("strategy failed", symbols=len(result.failed), first=symbol, reason=reason)
+        if result.shed:
+            log.warning(
+                "analysis reached its deadline, symbols shed",
+                shed=len(result.shed),
+                first=result.shed[0],
+                limit_s=round(limit_s, 3),
+            )
 
 
 _decode = msgspec.msgpack.Decoder(list[Outcome]).decode

@@ -19,6 +19,7 @@ def rounds(plot: Path) -> list[list[str]]:
     return [
         ["cycle", "--symbols", "200", "--candles", "200", "--workers", "2"],
         ["cycle", "--symbols", "650", "--candles", "500", "--workers", "2"],
+        ["features"],
         ["imports", "--top", "8"],
         ["archive"],
         ["soak", "--cycles", "600", "--plot", str(plot)],

@@ -34,6 +34,7 @@ class Reaction(StrEnum):
     """What is done while a level lasts, in words for the log."""
 
     SMALLER_BATCHES = "smaller batches"
+    SMALLER_CACHES = "smaller caches"
     EARLY_FLUSH = "early archive flush"
     TRIM = "free memory handed back"
     FEWER_WORKERS = "workers recycled and reduced"
@@ -44,7 +45,12 @@ class Reaction(StrEnum):
 
 GRADES: dict[Level, tuple[Reaction, ...]] = {
     Level.NORMAL: (),
-    Level.ELEVATED: (Reaction.SMALLER_BATCHES, Reaction.EARLY_FLUSH, Reaction.TRIM),
+    Level.ELEVATED: (
+        Reaction.SMALLER_BATCHES,
+        Reaction.SMALLER_CACHES,
+        Reaction.EARLY_FLUSH,
+        Reaction.TRIM,
+    ),
     Level.HIGH: (Reaction.FEWER_WORKERS, Reaction.NO_ENTRIES, Reaction.QUIET_LOG),
     Level.CRITICAL: (Reaction.RESTART,),
 }

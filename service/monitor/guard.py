@@ -52,8 +52,9 @@ def check_limit(settings: Settings, limit_mb: float) -> None:
 class MemoryGuard:
     """Samples the process tree and reacts to its level.
 
-    Args: workers: given back and reduced at level high; flush_early(on): of the archive; quiet(on): drops
-    debug and info lines; stop(reason): asks for the drain that ends the process.
+    Args: workers: given back and reduced at level high; shrink(on): halves the caches; flush_early(on): of
+    the archive; quiet(on): drops debug and info lines; stop(reason): asks for the drain that ends the
+    process.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class MemoryGuard:
         recorder: Recorder,
         *,
         workers: Workers,
+        shrink: Callable[[bool], None],
         flush_early: Callable[[bool], None],
         quiet: Callable[[bool], None],
         stop: Callable[[str], None],
@@ -72,6 +74,7 @@ class MemoryGuard:
         self._recorder = recorder
         self._workers = workers
         self._all_workers = workers.workers
+        self._shrink = shrink
         self._flush_early = flush_early
         self._quiet = quiet
         self._stop = stop
@@ -152,6 +155,8 @@ class MemoryGuard:
     def _begin(self, reaction: Reaction, reason: str) -> None:
         self._in_force.add(reaction)
         match reaction:
+            case Reaction.SMALLER_CACHES:
+                self._shrink(True)
             case Reaction.EARLY_FLUSH:
                 self._flush_early(True)
             case Reaction.TRIM:
@@ -171,6 +176,8 @@ class MemoryGuard:
     def _undo(self, reaction: Reaction) -> None:
         self._in_force.discard(reaction)
         match reaction:
+            case Reaction.SMALLER_CACHES:
+                self._shrink(False)
             case Reaction.EARLY_FLUSH:
                 self._flush_early(False)
             case Reaction.FEWER_WORKERS:

@@ -28,6 +28,7 @@ def test_near_the_limit_levels_and_reactions_come_in_order_and_it_drains(perpd, 
     assert [line.get("memory_level") or line["reaction"] for line in told] == [
         "elevated",
         "smaller batches",
+        "smaller caches",
         "early archive flush",
         "free memory handed back",
         "high",
@@ -71,6 +72,7 @@ def test_the_command_explains_the_memory_of_a_running_daemon(perpd, tmp_path: Pa
     assert {"perpd-nursery", "perpd-worker"} <= {process["name"] for process in answer["processes"]}
     assert answer["parts"]["candle store"] > 0
     assert answer["parts"]["analysis results"] > 0
+    assert answer["parts"]["feature cache"] > 10_000
     assert answer["trace"]["lines"]
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(40) == 0

@@ -49,6 +49,16 @@ def test_a_cycle_is_measured_beside_the_floor_of_its_own_calls(tmp_path, workers
     assert list(tmp_path.iterdir()) == []
 
 
+def test_reuse_is_measured_beside_computing_again(tmp_path):
+    result = bench("features", "--symbols", "12", "--candles", "120", "--rounds", "3", cwd=tmp_path)
+    found = values(result)
+    assert found["same signals in every kind"] == 1
+    assert {len(times) for times in result["details"]["cycles"].values()} == {3}
+    assert (found["scan hits, ours"], found["scan hits, plain LRU"]) == (50, 0)
+    assert 0 < found["memory lookup p50"] < found["file lookup, mean of a batch"]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("role", sorted(ROLES))
 def test_neither_the_daemon_nor_a_worker_imports_what_is_forbidden(role):
     found = weighed(ROLES[role])

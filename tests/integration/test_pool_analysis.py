@@ -14,9 +14,10 @@ from service.analysis.analyzer import ParallelAnalyzer
 from service.analysis.nursery import spawn_nursery
 from service.analysis.pool import open_pool
 from service.errors import SettingsInvalid, StrategyInvalid
+from service.learning.feature_cache import FeatureCache
 from service.market.candles import CandleStore
 from service.records import TIMEFRAME_MS, TIMEFRAMES, Load
-from service.settings import AnalysisSettings, StrategySettings
+from service.settings import AnalysisSettings, FeatureSettings, StrategySettings
 
 NOW_MS = 1_760_400_000_000 // 3_600_000 * 3_600_000
 IDLE, BUSY = Load(0.1, 0.1), Load(0.9, 0.9)
@@ -106,11 +107,13 @@ def strategy(tmp_path):
 
 
 @asynccontextmanager
-async def analysing(store, *, workers=2, strategy=None, limit_s=30.0, factors=(2.0, 1.5, 1.0), recorder=None):
+async def analysing(
+    store, *, workers=2, strategy=None, limit_s=30.0, factors=(2.0, 1.5, 1.0), recorder=None, cache=None
+):
     strategy = strategy or StrategySettings()
     settings = AnalysisSettings(workers=workers, batch_limit_s=limit_s, batch_factors=factors)
     async with open_pool(settings, spawn_nursery() if workers else None) as pool:
-        analyzer = ParallelAnalyzer(pool, store.path, settings, strategy, recorder or Recorder())
+        analyzer = ParallelAnalyzer(pool, store.path, settings, strategy, recorder or Recorder(), cache)
         try:
             yield analyzer, pool
         finally:
@@ -141,7 +144,10 @@ async def test_signals_come_in_the_order_asked_for(store):
 async def test_only_changed_symbols_are_computed_again_and_the_result_is_that_of_a_fresh_analysis(store):
     places = store.symbols()
     recorder = Recorder()
-    async with analysing(store, recorder=recorder) as (analyzer, _):
+    async with analysing(store, recorder=recorder, cache=FeatureCache(FeatureSettings(), recorder)) as (
+        analyzer,
+        _,
+    ):
         first = await analyzer.analyse(places, NOW_MS, IDLE)
         again = await analyzer.analyse(places, NOW_MS, IDLE)
         assert (again.analysed, again.reused, again.batches) == (0, len(SYMBOLS), 0)
@@ -163,7 +169,6 @@ async def test_the_forming_candle_is_never_used(store):
         before = await analyzer.analyse(places, NOW_MS, IDLE)
         for row, _ in places:
             store.set_forming(row, "5m", (NOW_MS, 1.0, 9_999.0, 0.5, 9_000.0, 1e9))
-        analyzer._known.clear()
         after = await analyzer.analyse(places, NOW_MS, IDLE)
     assert after.signals == before.signals
 
@@ -246,7 +251,6 @@ async def test_a_strategy_that_hangs_is_ended_at_its_limit_and_its_symbol_found(
 async def test_workers_killed_between_cycles_change_no_result(store):
     async with analysing(store) as (analyzer, pool):
         first = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
-        analyzer._known.clear()
         for pid in list(pool.pids):
             os.kill(pid, signal.SIGKILL)
         second = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)

@@ -69,6 +69,7 @@ def guard(machine: Machine, acts: Acts, now: list[float]) -> MemoryGuard:
         machine,
         PerformanceMonitor(SETTINGS, WallClock()),
         workers=acts,
+        shrink=lambda on: acts.done.append(("shrink", on)),
         flush_early=lambda on: acts.done.append(("flush early", on)),
         quiet=lambda on: acts.done.append(("quiet", on)),
         stop=lambda reason: acts.done.append(("stop", reason)),
@@ -81,6 +82,7 @@ def test_the_levels_act_in_order_and_each_once(guard: MemoryGuard, machine: Mach
     for _ in range(5):
         guard.sample()
     assert acts.done == [
+        ("shrink", True),
         ("flush early", True),
         ("resize", 2),
         ("replace", "memory high"),
@@ -100,7 +102,7 @@ def test_what_a_level_did_is_undone_when_it_falls(guard: MemoryGuard, machine: M
     machine.fraction = 0.3
     guard.sample()
     guard.sample()
-    assert acts.done == [("quiet", False), ("resize", 4), ("flush early", False)]
+    assert acts.done == [("quiet", False), ("resize", 4), ("flush early", False), ("shrink", False)]
     assert guard.entries_off == ""
     assert guard.in_force == []
 
@@ -113,6 +115,7 @@ def test_each_level_and_reaction_is_logged_once_with_its_reason(guard: MemoryGua
     assert [(line["event"], line.get("memory_level") or line["reaction"]) for line in lines] == [
         ("memory level", "elevated"),
         ("memory reaction", "smaller batches"),
+        ("memory reaction", "smaller caches"),
         ("memory reaction", "early archive flush"),
         ("memory reaction", "free memory handed back"),
     ]
