@@ -129,8 +129,9 @@ def _swing_step(values: list[float], reach: int) -> float | None:
     at = len(values) - 1 - reach
     while at >= reach:
         value = values[at]
-        if value <= values[at - 1] or (
-            value < values[at + 1]
+        if (
+            value <= values[at - 1]
+            or value < values[at + 1]
             or value <= max(values[at - reach : at])
             or value < max(values[at + 1 : at + 1 + reach])
         ):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -12,10 +12,13 @@ from service.records import TIMEFRAME_MS, PositionSide, Signal
 if TYPE_CHECKING:
     from service.analysis.indicators import Array
 
-_FLOATS, _TEXTS = frozenset({float}), frozenset({str})
-
 MAX_NAMED_VALUES = 256
 """Most entries `scores` and `features` may have."""
+
+MAX_NAMES_BYTES = 8192
+"""Most bytes their keys may have together, as UTF-8."""
+
+_FLOATS = frozenset({float})
 
 
 class Candles(NamedTuple):
@@ -144,22 +147,30 @@ def _numbers(name: str, values: object) -> dict[str, float]:
         raise StrategyBroke(f"{name} is a {type(values).__name__}, not a dict")
     if len(values) > MAX_NAMED_VALUES:
         raise StrategyBroke(f"{name} has {len(values)} entries, at most {MAX_NAMED_VALUES} are kept")
+    _check_names(name, values)
     if type(values) is dict and _plain(values):
         return values.copy()
-    for key in values:
-        if not isinstance(key, str):
-            raise StrategyBroke(f"{name} has the key {_shown(key)}, keys are texts")
     return {key: _number(f"{name}[{key!r}]", value) for key, value in values.items()}
 
 
-def _plain(values: dict[object, object]) -> TypeGuard[dict[str, float]]:
-    """Whether all are finite Python floats under Python texts, as nearly always: asked of all at once.
+def _check_names(name: str, values: dict[Any, Any]) -> None:
+    try:
+        size = len("".join(values).encode())
+    except TypeError:
+        key = next(key for key in values if not isinstance(key, str))
+        raise StrategyBroke(f"{name} has the key {_shown(key)}, keys are texts") from None
+    except UnicodeEncodeError as error:
+        raise StrategyBroke(f"{name} has a key that is no text: {error.reason}") from None
+    if size > MAX_NAMES_BYTES:
+        raise StrategyBroke(f"the keys of {name} have {size} bytes, at most {MAX_NAMES_BYTES} are kept")
+
+
+def _plain(values: dict[str, Any]) -> bool:
+    """Whether all are finite Python floats, as nearly always: asked of all at once.
 
     A sum is finite only when each of its terms is; one that overflows is left to the closer look.
     """
-    if not (_FLOATS.issuperset(map(type, values.values())) and _TEXTS.issuperset(map(type, values))):
-        return False
-    return math.isfinite(sum(values.values()))  # type: ignore[arg-type]  # they are floats
+    return _FLOATS.issuperset(map(type, values.values())) and math.isfinite(sum(values.values()))
 
 
 def _shown(value: object) -> str:
