@@ -17,7 +17,7 @@ Indices = npt.NDArray[np.intp]
 
 BULLISH, NEUTRAL, BEARISH = 1, 0, -1
 
-_NEAR_REACHES = 20  # a market's last two swings of a kind mostly lie within so many reaches
+_NEAR_REACHES = 16  # a market's last two swings of a kind mostly lie within so many reaches
 
 
 class Swings(NamedTuple):
@@ -103,7 +103,7 @@ def latest_structure(high: Array, low: Array, reach: int) -> int:
     high_step = _last_swing_step(high, reach)
     if not high_step:
         return NEUTRAL
-    low_step = -_last_swing_step(-low, reach)
+    low_step = -_last_swing_step(low, reach, mirrored=True)
     if high_step > 0.0 and low_step > 0.0:
         return BULLISH
     if high_step < 0.0 and low_step < 0.0:
@@ -111,15 +111,15 @@ def latest_structure(high: Array, low: Array, reach: int) -> int:
     return NEUTRAL
 
 
-def _last_swing_step(high: Array, reach: int) -> float:
-    """From the last but one swing high to the last; 0 with fewer than two.
+def _last_swing_step(values: Array, reach: int, *, mirrored: bool = False) -> float:
+    """From the last but one swing high (of the negated values when mirrored) to the last; 0 without two.
 
     Swings lie a few `reach` apart, so that the newest candles mostly hold two; else all are looked at.
     """
-    near = _NEAR_REACHES * reach
-    step = _swing_step(high[-near:].tolist(), reach)
-    if step is None and high.size > near:
-        step = _swing_step(high.tolist(), reach)
+    near = values[-_NEAR_REACHES * reach :]
+    step = _swing_step((-near if mirrored else near).tolist(), reach)
+    if step is None and values.size > near.size:
+        step = _swing_step((-values if mirrored else values).tolist(), reach)
     return step or 0.0
 
 
@@ -218,18 +218,21 @@ def find_order_blocks(
     opens, closes = open_[first:].tolist(), close[first:].tolist()
     lows, highs = low[first:].tolist(), high[first:].tolist()
     # seen from the block's direction: how far later closes get, the side they leave by, the side of the wick
-    furthest, near, far = (max, highs, lows) if direction == BULLISH else (min, lows, highs)
+    if direction == BULLISH:
+        furthest, near, far = max, highs, lows
+        turned = [at for at, (o, c) in enumerate(zip(opens, closes, strict=True)) if c <= o]
+    else:
+        furthest, near, far = min, lows, highs
+        turned = [at for at, (o, c) in enumerate(zip(opens, closes, strict=True)) if c >= o]
     heavy: list[bool] | None = None
     blocks = []
-    for at in range(len(closes) - 1):
-        price = closes[at]
-        if direction * (price - opens[at]) > 0.0:
-            continue
-        later = furthest(closes[at + 1 : at + 1 + rule.impulse_candles])
-        if direction * (later - near[at]) < rule.impulse:
+    reach, impulse = rule.impulse_candles, rule.impulse
+    for at in turned:
+        later = closes[at + 1 : at + 1 + reach]
+        if not later or direction * (furthest(later) - near[at]) < impulse:
             continue
         # a candle against the direction starts its wick at its close
-        if direction * (price - far[at]) < rule.rejection:
+        if direction * (closes[at] - far[at]) < rule.rejection:
             if heavy is None:
                 heavy = _heavy(volume[first - rule.volume_period :].tolist(), rule)
             if not heavy[at]:

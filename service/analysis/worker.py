@@ -3,9 +3,12 @@
 Runs in a worker process, or in the daemon when it has no workers. Errors travel back as data.
 """
 
+import functools
 import gc
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -30,12 +33,25 @@ Place = tuple[int, str]
 """A row of the candle store and the symbol expected there."""
 
 
-class Task(msgspec.Struct, frozen=True):
-    """What all batches of one analyser share."""
+class Task:
+    """What all batches of one analyser share. It goes with each of them, so it is pickled only once."""
 
-    store_path: str
-    strategy: StrategySettings
-    collect: bool  # collect garbage after each batch
+    __slots__ = ("collect", "sent", "store_path", "strategy")
+
+    def __init__(self, store_path: str, strategy: StrategySettings, collect: bool) -> None:
+        """`collect`: collect garbage after each batch."""
+        self.store_path = store_path
+        self.strategy = strategy
+        self.collect = collect
+        self.sent = pickle.dumps((store_path, strategy, collect))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received_task, (self.sent,)
+
+
+@functools.lru_cache(maxsize=1)
+def _received_task(sent: bytes) -> Task:
+    return Task(*pickle.loads(sent))
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -104,7 +120,7 @@ def forget() -> None:
 
 def _prepare(task: Task) -> _Prepared:
     global _prepared
-    if _prepared is None or _prepared.task != task:
+    if _prepared is None or _prepared.task.sent != task.sent:
         forget()
         _prepared = _Prepared(task)
         gc.collect()
@@ -145,8 +161,7 @@ def view_of(store: CandleStore, row: int, symbol: str) -> MarketView:
     """What a strategy sees of a row."""
 
     def read(timeframe: str) -> Candles:
-        times, (open_, high, low, close, volume) = store.window(row, timeframe, store.candles)
-        return Candles(times, open_, high, low, close, volume)
+        return Candles(*store.columns(row, timeframe, store.candles))
 
     close_ms = candle_close_ms(store.last_open_ms(row, _CLOCK_TIMEFRAME), _CLOCK_TIMEFRAME)
     return MarketView(symbol, close_ms, read)

@@ -437,6 +437,13 @@ class CandleStore:
         Views on the file, contiguous and read-only, oldest first: no copy, so a later append may change
         them; see `sequence`.
         """
+        open_ms, *fields = self.columns(row, timeframe, count)
+        return open_ms, Fields(*fields)
+
+    def columns(
+        self, row: int, timeframe: str, count: int
+    ) -> "tuple[Times, Values, Values, Values, Values, Values]":
+        """As `window`, in one tuple: open time, open, high, low, close, volume."""
         index = self._timeframe[timeframe]
         state = self._state(row) + 1 + 2 * index
         end, held = self._q[state], self._q[state + 1]
@@ -453,7 +460,7 @@ class CandleStore:
         low = values[(at := at + slots) : (to := to + slots)]
         close = values[(at := at + slots) : (to := to + slots)]
         volume = values[at + slots : to + slots]
-        return open_ms, Fields(open_, high, low, close, volume)
+        return open_ms, open_, high, low, close, volume
 
     def last_open_ms(self, row: int, timeframe: str) -> int:
         """Open time of the newest closed candle; 0 when there is none."""

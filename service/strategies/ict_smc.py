@@ -271,7 +271,10 @@ def position_score(distance: float | None) -> float:
         return _FAR_SCORE
     if distance < 0.0:
         return _PAST_SCORE
-    return next((score for limit, score in _PLACES if distance <= limit), _FAR_SCORE)
+    for limit, score in _PLACES:
+        if distance <= limit:
+            return score
+    return _FAR_SCORE
 
 
 def volatility_score(rank: float) -> float:
@@ -282,8 +285,8 @@ def volatility_score(rank: float) -> float:
 
 
 def _trend_score(reading: Reading, sign: int) -> float:
-    sides = (reading.five.distance, reading.fifteen.distance, reading.hour.distance)
-    return sum(sign * distance > 0.0 for distance in sides) / 3
+    five, fifteen, hour = reading.five.distance, reading.fifteen.distance, reading.hour.distance
+    return ((sign * five > 0.0) + (sign * fifteen > 0.0) + (sign * hour > 0.0)) / 3
 
 
 def _volume_ratio(volume: Array) -> float:
