@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from service.analysis.indicators import Array, highest, lowest
 
@@ -191,7 +192,7 @@ def find_gaps(open_: Array, high: Array, low: Array, close: Array) -> list[Gap]:
     return gaps
 
 
-class OrderBlockRule(NamedTuple):
+class OrderBlockRule(Struct, frozen=True, gc=False):
     """What makes a candle an order block."""
 
     lookback: int = 20  # how many of the newest candles are looked at

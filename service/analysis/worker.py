@@ -142,7 +142,7 @@ def _analyse(prepared: _Prepared, row: int, symbol: str) -> Outcome:
 
 def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> Outcome:
     store, facts = prepared.store, prepared.facts
-    if store.symbol_of(row) != symbol:
+    if store.row_of(symbol) != row:
         return Outcome(-1, skipped="its row belongs to another symbol")
     for timeframe in prepared.needed:
         held = store.count(row, timeframe)
