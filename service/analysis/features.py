@@ -5,7 +5,7 @@ long and short. Distances are in ATR. What does not exist within FAR_ATR (no ord
 has the distance FAR_ATR, never zero.
 """
 
-from typing import NamedTuple
+from msgspec import Struct
 
 FAR_ATR = 10.0
 
@@ -46,7 +46,7 @@ FEATURE_NAMES: tuple[str, ...] = (
 )
 
 
-class TimeframeReading(NamedTuple):
+class TimeframeReading(Struct, frozen=True, gc=False):
     """Averages of one timeframe at its newest candle."""
 
     trend: int  # 1 up, 0 neutral, -1 down
@@ -55,7 +55,7 @@ class TimeframeReading(NamedTuple):
     atr: float
 
 
-class Reading(NamedTuple):
+class Reading(Struct, frozen=True, gc=False):
     """All that the confidence and the features are made of, as it stands in the market (not turned)."""
 
     candle_close_ms: int
@@ -71,7 +71,7 @@ class Reading(NamedTuple):
     volume_ratio: float
 
 
-class Surroundings(NamedTuple):
+class Surroundings(Struct, frozen=True, gc=False):
     """What lies around the price, seen from the signal's side, in ATR(14) of 15m."""
 
     order_block: float | None  # 0 inside; negative when the price is past it; None without a block

@@ -16,10 +16,12 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from typing import NoReturn
 
 HEADER = struct.Struct("=I")
 _FORK = b"f"
+_READ_BYTES = 1 << 15
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _KNOWN_PACKAGES = ("builtins", "service")
 
@@ -139,13 +141,14 @@ def _work(tasks: socket.socket, nursery_pid: int) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         tasks.sendall(frame(os.getpid()))
-        while (task := _receive(tasks)) is not None:
-            tasks.sendall(_answer(task))
+        inbox, statm = _Inbox(tasks), _open_statm()
+        while (task := inbox.receive()) is not None:
+            tasks.sendall(_answer(task, statm))
     finally:
         os._exit(0)  # also on a broken socket: nobody listens any more
 
 
-def _answer(task: bytes) -> bytes:
+def _answer(task: bytes, statm: int) -> bytes:
     """(succeeded, value or error, bytes of memory of our own) as a frame."""
     try:
         function, arguments = pickle.loads(task)
@@ -153,9 +156,9 @@ def _answer(task: bytes) -> bytes:
     except Exception as error:  # noqa: BLE001  it travels to the daemon as data
         answer = (False, _portable(error))
     try:
-        return frame((*answer, own_memory_bytes()))
+        return frame((*answer, own_memory_bytes(statm)))
     except Exception as error:  # noqa: BLE001  what cannot be pickled is the function's mistake
-        return frame((False, TypeError(f"the result cannot be sent: {error}"), own_memory_bytes()))
+        return frame((False, TypeError(f"the result cannot be sent: {error}"), own_memory_bytes(statm)))
 
 
 def _portable(error: Exception) -> Exception:
@@ -175,30 +178,43 @@ def frame(value: object) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def _receive(tasks: socket.socket) -> bytes | None:
-    """One frame's body; None at the end of the connection."""
-    header = _read(tasks, HEADER.size)
-    return None if header is None else _read(tasks, HEADER.unpack(header)[0])
+class _Inbox:
+    """The frames of a connection, each read with as few calls as it takes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._held = bytearray()
+
+    def receive(self) -> bytes | None:
+        """One frame's body; None at the end of the connection."""
+        held = self._held
+        while True:
+            if len(held) >= HEADER.size:
+                end = HEADER.size + HEADER.unpack_from(held)[0]
+                if len(held) >= end:
+                    body = bytes(held[HEADER.size : end])
+                    del held[:end]
+                    return body
+            part = self._connection.recv(_READ_BYTES)
+            if not part:
+                return None
+            held += part
 
 
-def _read(tasks: socket.socket, size: int) -> bytes | None:
-    data = bytearray()
-    while len(data) < size:
-        part = tasks.recv(size - len(data))
-        if not part:
-            return None
-        data += part
-    return bytes(data)
-
-
-def own_memory_bytes() -> int:
-    """Resident memory of this process without file pages (the candle store's are everybody's)."""
+def _open_statm() -> int:
+    """A descriptor for `own_memory_bytes`; kept open, because opening costs ten times the reading."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
+        return os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:
-        return 0  # not on Linux: workers are then not replaced by size
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+        return -1  # not on Linux: workers are then not replaced by size
+
+
+def own_memory_bytes(statm: int) -> int:
+    """Resident memory of this process without file pages (the candle store's are everybody's)."""
+    if statm < 0:
+        return 0
+    _, resident, shared, _ = os.pread(statm, 256, 0).split(None, 3)
+    return (int(resident) - int(shared)) * PAGESIZE
 
 
 def _die_with(parent_pid: int) -> None:

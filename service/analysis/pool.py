@@ -24,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _IN_FLIGHT = 2  # tasks per worker: the second waits in its socket, so that it never waits for the daemon
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16
 _MAX_STILLBORN = 3  # workers in a row that ended before they said their process id
 _FORK_PAUSE_S, _MAX_FORK_PAUSE_S = (
     0.2,
@@ -110,6 +110,7 @@ class NurseryPool(Executor):
         self._wanted = workers
         self._workers: list[_Worker] = []
         self._pending: deque[_Task] = deque()
+        self._received = memoryview(bytearray(_READ_BYTES))  # one for all: a new one a read costs its pages
         self._stillborn = 0
         self._closed = False
         self._refill_timer: asyncio.TimerHandle | None = None
@@ -282,21 +283,26 @@ class NurseryPool(Executor):
         worker.tasks.append(task)
         if len(worker.tasks) == 1:
             self._watch(worker)
+        idle = not worker.outgoing
         worker.outgoing += task.payload
+        if idle:
+            self._write(worker)
+            if worker.outgoing:
+                self._loop.add_writer(worker.socket, self._write_on, worker)
+
+    def _write_on(self, worker: _Worker) -> None:
         self._write(worker)
+        if not worker.outgoing:
+            self._loop.remove_writer(worker.socket)
 
     def _write(self, worker: _Worker) -> None:
         try:
             sent = worker.socket.send(worker.outgoing)
         except BlockingIOError:
-            sent = 0
+            return
         except OSError:
-            return  # it ended: its readable side reports the end of file
+            sent = len(worker.outgoing)  # it ended: its readable side reports the end of file
         del worker.outgoing[:sent]
-        if worker.outgoing:
-            self._loop.add_writer(worker.socket, self._write, worker)
-        else:
-            self._loop.remove_writer(worker.socket)
 
     def _watch(self, worker: _Worker) -> None:
         """Start the time limit of the task the worker is at; a worker still starting has none yet."""
@@ -311,15 +317,15 @@ class NurseryPool(Executor):
 
     def _on_readable(self, worker: _Worker) -> None:
         try:
-            data = worker.socket.recv(_READ_BYTES)
+            size = worker.socket.recv_into(self._received)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._on_lost(worker, "ended")
             return
-        worker.incoming += data
+        worker.incoming += self._received[:size]
         buffer = worker.incoming
         while len(buffer) >= HEADER.size:
             end = HEADER.size + HEADER.unpack_from(buffer)[0]

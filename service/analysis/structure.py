@@ -5,16 +5,20 @@ Every rule has the same form for both directions, so a mirrored market gives the
 Arrays are float64[n], oldest first; indices count from the oldest candle. Prices in quote currency.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from service.analysis.indicators import Array, highest, lowest
 
 Indices = npt.NDArray[np.intp]
 
 BULLISH, NEUTRAL, BEARISH = 1, 0, -1
+
+_NEAR_REACHES = 16  # a market's last two swings of a kind mostly lie within so many reaches
 
 
 class Swings(NamedTuple):
@@ -95,6 +99,52 @@ def market_structure(high: Array, low: Array, swings: Swings) -> int:
     return NEUTRAL
 
 
+def latest_structure(high: Array, low: Array, reach: int) -> int:
+    """What `market_structure` says of all swings, found from the newest two of either kind alone."""
+    high_step = _last_swing_step(high, reach)
+    if not high_step:
+        return NEUTRAL
+    low_step = -_last_swing_step(low, reach, mirrored=True)
+    if high_step > 0.0 and low_step > 0.0:
+        return BULLISH
+    if high_step < 0.0 and low_step < 0.0:
+        return BEARISH
+    return NEUTRAL
+
+
+def _last_swing_step(values: Array, reach: int, *, mirrored: bool = False) -> float:
+    """From the last but one swing high (of the negated values when mirrored) to the last; 0 without two.
+
+    Swings lie a few `reach` apart, so that the newest candles mostly hold two; else all are looked at.
+    """
+    near = values[-_NEAR_REACHES * reach :]
+    step = _swing_step((-near if mirrored else near).tolist(), reach)
+    if step is None and values.size > near.size:
+        step = _swing_step((-values if mirrored else values).tolist(), reach)
+    return step or 0.0
+
+
+def _swing_step(values: list[float], reach: int) -> float | None:
+    """As above, of a list; None with fewer than two swings in it. Backwards: the newest are wanted."""
+    last: float | None = None
+    at = len(values) - 1 - reach
+    while at >= reach:
+        value = values[at]
+        if (
+            value <= values[at - 1]
+            or value < values[at + 1]
+            or value <= max(values[at - reach : at])
+            or value < max(values[at + 1 : at + 1 + reach])
+        ):
+            at -= 1
+        elif last is None:
+            last = value
+            at -= reach + 1  # the candles it stands out among are no swings
+        else:
+            return last - value
+    return None
+
+
 def find_breaks(high: Array, low: Array, close: Array, swings: Swings) -> list[Break]:
     """Breaks of structure and changes of character, oldest first.
 
@@ -142,7 +192,7 @@ def find_gaps(open_: Array, high: Array, low: Array, close: Array) -> list[Gap]:
     return gaps
 
 
-class OrderBlockRule(NamedTuple):
+class OrderBlockRule(Struct, frozen=True, gc=False):
     """What makes a candle an order block."""
 
     lookback: int = 20  # how many of the newest candles are looked at
@@ -162,29 +212,44 @@ def find_order_blocks(
     `volume_factor` times the average before it, after which a close rises `impulse` or more above its
     high within `impulse_candles`. Bearish is the mirror image. The newest candle cannot be one yet.
     """
-    if direction == BEARISH:
-        mirrored = find_order_blocks(-open_, -low, -high, -close, volume, BULLISH, rule)
-        return [Zone(-block.top, -block.bottom, block.at) for block in mirrored]
     size = close.size
     first = max(size - rule.lookback, rule.volume_period)
     if first >= size - 1:
         return []
-    part = slice(first, size)
-    sums = np.cumsum(volume[first - rule.volume_period :])
-    before = np.empty(size - first)
-    before[0] = sums[rule.volume_period - 1]
-    before[1:] = sums[rule.volume_period : -1] - sums[: -rule.volume_period - 1]
-    usual = before * (rule.volume_factor / rule.volume_period)
-    # a market without trades has no volume that stands out
-    heavy = (volume[part] >= usual) & (usual > 0.0)
-    rejected = close[part] - low[part] >= rule.rejection  # a falling candle's lower wick starts at its close
-    candidates = np.flatnonzero((close[part] <= open_[part]) & (heavy | rejected)) + first
+    opens, closes = open_[first:].tolist(), close[first:].tolist()
+    lows, highs = low[first:].tolist(), high[first:].tolist()
+    # seen from the block's direction: how far later closes get, the side they leave by, the side of the wick
+    if direction == BULLISH:
+        furthest, near, far = max, highs, lows
+        turned = [at for at, (o, c) in enumerate(zip(opens, closes, strict=True)) if c <= o]
+    else:
+        furthest, near, far = min, lows, highs
+        turned = [at for at, (o, c) in enumerate(zip(opens, closes, strict=True)) if c >= o]
+    heavy: list[bool] | None = None
     blocks = []
-    for index in candidates.tolist():
-        later = close[index + 1 : index + 1 + rule.impulse_candles]
-        if later.size and later.max() - high[index] >= rule.impulse:
-            blocks.append(Zone(float(low[index]), float(high[index]), index))
+    reach, impulse = rule.impulse_candles, rule.impulse
+    for at in turned:
+        later = closes[at + 1 : at + 1 + reach]
+        if not later or direction * (furthest(later) - near[at]) < impulse:
+            continue
+        # a candle against the direction starts its wick at its close
+        if direction * (closes[at] - far[at]) < rule.rejection:
+            if heavy is None:
+                heavy = _heavy(volume[first - rule.volume_period :].tolist(), rule)
+            if not heavy[at]:
+                continue
+        blocks.append(Zone(lows[at], highs[at], first + at))
     return blocks
+
+
+def _heavy(volume: list[float], rule: OrderBlockRule) -> list[bool]:
+    """Whether each candle after the first `volume_period` has a volume that stands out."""
+    period = rule.volume_period
+    sums = list(accumulate(volume, initial=0.0))
+    share = rule.volume_factor / period
+    usual = [(late - early) * share for early, late in zip(sums, sums[period:], strict=False)]
+    # a market without trades has no volume that stands out
+    return [v >= u > 0.0 for v, u in zip(volume[period:], usual, strict=False)]
 
 
 def find_liquidity(levels: Array, tolerance: float, touches: int = 3) -> list[Zone]:
@@ -193,15 +258,18 @@ def find_liquidity(levels: Array, tolerance: float, touches: int = 3) -> list[Zo
     Args: levels: float64[n], highs or lows in any order; tolerance: price units.
     Zones that share a level are merged, so a zone may be wider than the tolerance.
     """
-    ordered = np.sort(levels)
+    ordered = sorted(levels.tolist())
     span = touches - 1
-    if ordered.size < touches:
-        return []
-    starts = np.flatnonzero(ordered[span:] - ordered[: ordered.size - span] <= tolerance)
     zones: list[Zone] = []
-    end = -1
-    for start in starts.tolist():
-        bottom = zones.pop().bottom if start <= end else float(ordered[start])
+    lowest_level, end = 0.0, -1  # of the zone that may still grow; -1 before the first
+    for start, (bottom, top) in enumerate(zip(ordered, ordered[span:], strict=False)):
+        if top - bottom > tolerance:
+            continue
+        if start > end:
+            if end >= 0:
+                zones.append(Zone(lowest_level, ordered[end]))
+            lowest_level = bottom
         end = start + span
-        zones.append(Zone(bottom, float(ordered[end])))
+    if end >= 0:
+        zones.append(Zone(lowest_level, ordered[end]))
     return zones

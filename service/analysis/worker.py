@@ -3,10 +3,12 @@
 Runs in a worker process, or in the daemon when it has no workers. Errors travel back as data.
 """
 
+import functools
 import gc
-import itertools
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,12 +33,25 @@ Place = tuple[int, str]
 """A row of the candle store and the symbol expected there."""
 
 
-class Task(msgspec.Struct, frozen=True):
-    """What all batches of one analyser share."""
+class Task:
+    """What all batches of one analyser share. It goes with each of them, so it is pickled only once."""
 
-    store_path: str
-    strategy: StrategySettings
-    collect: bool  # collect garbage after each batch
+    __slots__ = ("collect", "sent", "store_path", "strategy")
+
+    def __init__(self, store_path: str, strategy: StrategySettings, collect: bool) -> None:
+        """`collect`: collect garbage after each batch."""
+        self.store_path = store_path
+        self.strategy = strategy
+        self.collect = collect
+        self.sent = pickle.dumps((store_path, strategy, collect))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received_task, (self.sent,)
+
+
+@functools.lru_cache(maxsize=1)
+def _received_task(sent: bytes) -> Task:
+    return Task(*pickle.loads(sent))
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -61,10 +76,11 @@ class _Prepared:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.strategy = load_strategy(task.strategy.name, task.strategy.options)
+        self.strategy, self.facts = _load(task.strategy)
         self.store = CandleStore.attach(Path(task.store_path))
-        if absent := set(self.strategy.timeframes) - set(self.store.timeframes):
+        if absent := set(self.facts.timeframes) - set(self.store.timeframes):
             raise SettingsInvalid(f"the candle store does not keep {', '.join(sorted(absent))}")
+        self.needed = tuple(dict.fromkeys((*self.facts.timeframes, _CLOCK_TIMEFRAME)))
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -73,8 +89,13 @@ _prepared: _Prepared | None = None
 
 def describe_strategy(strategy: StrategySettings) -> StrategyFacts:
     """Load the strategy and say what it needs. Raises StrategyInvalid, SettingsInvalid."""
+    return _load(strategy)[1]
+
+
+def _load(strategy: StrategySettings) -> tuple[Strategy, StrategyFacts]:
+    """A strategy, and its facts as they are now: it is asked for them once."""
     loaded = load_strategy(strategy.name, strategy.options)
-    return StrategyFacts(loaded.name, tuple(loaded.timeframes), loaded.candles)
+    return loaded, StrategyFacts(loaded.name, loaded.timeframes, loaded.candles)
 
 
 def analyse_batch(task: Task, places: Sequence[Place]) -> bytes:
@@ -99,7 +120,7 @@ def forget() -> None:
 
 def _prepare(task: Task) -> _Prepared:
     global _prepared
-    if _prepared is None or _prepared.task != task:
+    if _prepared is None or _prepared.task.sent != task.sent:
         forget()
         _prepared = _Prepared(task)
         gc.collect()
@@ -108,34 +129,45 @@ def _prepare(task: Task) -> _Prepared:
 
 
 def _analyse(prepared: _Prepared, row: int, symbol: str) -> Outcome:
-    store, strategy = prepared.store, prepared.strategy
+    store = prepared.store
     for _ in range(_READ_ATTEMPTS):
         sequence = store.sequence(row)
         if sequence & 1:
             continue
-        outcome = _analyse_once(store, strategy, row, symbol, sequence)
+        outcome = _analyse_once(prepared, row, symbol, sequence)
         if store.sequence(row) == sequence:
             return outcome
     return Outcome(-1, skipped="its candles are being written")
 
 
-def _analyse_once(store: CandleStore, strategy: Strategy, row: int, symbol: str, sequence: int) -> Outcome:
-    if store.symbol_of(row) != symbol:
+def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> Outcome:
+    store, facts = prepared.store, prepared.facts
+    if store.row_of(symbol) != row:
         return Outcome(-1, skipped="its row belongs to another symbol")
-    for timeframe in itertools.chain(strategy.timeframes, (_CLOCK_TIMEFRAME,)):
+    for timeframe in prepared.needed:
         held = store.count(row, timeframe)
-        if held < strategy.candles:
-            return Outcome(sequence, skipped=f"{held} candles of {timeframe}, {strategy.candles} needed")
-    close_ms = candle_close_ms(store.last_open_ms(row, _CLOCK_TIMEFRAME), _CLOCK_TIMEFRAME)
+        if held < facts.candles:
+            return Outcome(sequence, skipped=f"{held} candles of {timeframe}, {facts.candles} needed")
+    view = view_of(store, row, symbol)
+    try:
+        return Outcome(sequence, checked_signal(facts.name, view, prepared.strategy.analyse(view)))
+    except StrategyBroke as error:
+        return Outcome(-1, failed=_sendable(str(error)))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  somebody else's code: the next symbol goes on
+        return Outcome(-1, failed=_sendable(describe(error)))
+
+
+def view_of(store: CandleStore, row: int, symbol: str) -> MarketView:
+    """What a strategy sees of a row."""
 
     def read(timeframe: str) -> Candles:
-        times, fields = store.window(row, timeframe, store.candles)
-        return Candles(times, *fields)
+        # the named constructor costs twice as much, and this runs for every series
+        return tuple.__new__(Candles, store.columns(row, timeframe, store.candles))
 
-    view = MarketView(symbol, close_ms, read)
-    try:
-        return Outcome(sequence, checked_signal(strategy.name, view, strategy.analyse(view)))
-    except StrategyBroke as error:
-        return Outcome(-1, failed=str(error)[:300])
-    except Exception as error:  # noqa: BLE001  somebody else's code may raise anything; the next symbol goes on
-        return Outcome(-1, failed=describe(error))
+    close_ms = candle_close_ms(store.last_open_ms(row, _CLOCK_TIMEFRAME), _CLOCK_TIMEFRAME)
+    return MarketView(symbol, close_ms, read)
+
+
+def _sendable(reason: str) -> str:
+    """A strategy's words as text that can be encoded: half a surrogate pair in them must not end a batch."""
+    return reason[:300].encode("utf-8", "replace").decode()

@@ -74,17 +74,10 @@ class Floor:
         }
 
     def _analyse_all(self) -> None:
-        from service.strategies.base import Candles, MarketView, candle_close_ms
+        from service.analysis.worker import view_of
 
-        store = self._store
-        for row, symbol in store.symbols():
-
-            def read(timeframe: str, row: int = row) -> Candles:
-                times, fields = store.window(row, timeframe, store.candles)
-                return Candles(times, *fields)
-
-            close_ms = candle_close_ms(store.last_open_ms(row, "5m"), "5m")
-            self._strategy.analyse(MarketView(symbol, close_ms, read))
+        for row, symbol in self._store.symbols():
+            self._strategy.analyse(view_of(self._store, row, symbol))
 
 
 def _timed(work: Callable[[], None]) -> tuple[float, float]:

@@ -175,6 +175,8 @@ class CandleStore:
         self._d = self._bytes.cast("d")  # the same words as float64
         self._timeframe = {name: i for i, name in enumerate(layout.timeframes)}
         self._steps = tuple(TIMEFRAME_MS[name] for name in layout.timeframes)
+        self._state_at, self._state_words = layout.state_at // 8, layout.state_words
+        self._series_at = layout.series_at // 8
         self._rows: dict[str, int] = {}
         self._generation = -1
         self._views: tuple[Times, Values] | None = None
@@ -435,13 +437,30 @@ class CandleStore:
         Views on the file, contiguous and read-only, oldest first: no copy, so a later append may change
         them; see `sequence`.
         """
+        open_ms, *fields = self.columns(row, timeframe, count)
+        return open_ms, Fields(*fields)
+
+    def columns(
+        self, row: int, timeframe: str, count: int
+    ) -> "tuple[Times, Values, Values, Values, Values, Values]":
+        """As `window`, in one tuple: open time, open, high, low, close, volume."""
         index = self._timeframe[timeframe]
         state = self._state(row) + 1 + 2 * index
         end, held = self._q[state], self._q[state + 1]
-        start = end - min(count, held)
-        times, values = self._numpy()
-        series = values[row, index, 1:, start:end]
-        return times[row, index, 0, start:end], Fields(*series)
+        if held > count:
+            held = count
+        times, values = self._views or self._numpy()
+        slots = self._layout.slots
+        to = self._series(row, index) - self._series_at + end
+        at = to - held
+        open_ms = times[at:to]
+        # written out: a loop over five views takes twice as long, and this runs for every series
+        open_ = values[(at := at + slots) : (to := to + slots)]
+        high = values[(at := at + slots) : (to := to + slots)]
+        low = values[(at := at + slots) : (to := to + slots)]
+        close = values[(at := at + slots) : (to := to + slots)]
+        volume = values[at + slots : to + slots]
+        return open_ms, open_, high, low, close, volume
 
     def last_open_ms(self, row: int, timeframe: str) -> int:
         """Open time of the newest closed candle; 0 when there is none."""
@@ -522,24 +541,19 @@ class CandleStore:
     def _state(self, row: int) -> int:
         if not 0 <= row < self._layout.capacity:
             raise IndexError(f"row {row} of {self._layout.capacity}")
-        return self._layout.state_at // 8 + row * self._layout.state_words
+        return self._state_at + row * self._state_words
 
     def _forming(self, row: int, index: int) -> int:
         return self._layout.forming_at // 8 + (row * len(self._steps) + index) * _SERIES
 
     def _series(self, row: int, index: int) -> int:
-        places = (row * len(self._steps) + index) * _SERIES
-        return self._layout.series_at // 8 + places * self._layout.slots
+        return self._series_at + (row * len(self._steps) + index) * _SERIES * self._layout.slots
 
     def _numpy(self) -> "tuple[Times, Values]":
         if self._views is None:
             import numpy as np  # 15 MB that the writing daemon never pays
 
-            layout = self._layout
-            shape = (layout.capacity, len(layout.timeframes), _SERIES, layout.slots)
-            values = np.frombuffer(
-                self._map, dtype=np.float64, count=math.prod(shape), offset=layout.series_at
-            ).reshape(shape)
+            values = np.frombuffer(self._map, dtype=np.float64, offset=self._layout.series_at)
             values.flags.writeable = False
             times = values.view(np.int64)
             times.flags.writeable = False

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 MAX_NAMED_VALUES = 256
 """Most entries `scores` and `features` may have."""
+
+MAX_NAMES_BYTES = 8192
+"""Most bytes their keys may have together, as UTF-8."""
+
+_FLOATS = frozenset({float})
 
 
 class Candles(NamedTuple):
@@ -90,22 +95,23 @@ def checked_signal(strategy: str, view: MarketView, draft: object) -> Signal | N
         return None
     if not isinstance(draft, SignalDraft):
         raise StrategyBroke(f"returned {type(draft).__name__} instead of SignalDraft or None")
-    if not isinstance(draft.position_side, PositionSide):
-        raise StrategyBroke(f"position_side is {_shown(draft.position_side)}")
-    entry, stop, target, atr = (
-        _number(name, getattr(draft, name)) for name in ("entry", "stop", "target", "atr")
-    )
+    side = draft.position_side
+    if not isinstance(side, PositionSide):
+        raise StrategyBroke(f"position_side is {_shown(side)}")
+    entry = _number("entry", draft.entry)
+    stop = _number("stop", draft.stop)
+    target = _number("target", draft.target)
+    atr = _number("atr", draft.atr)
     confidence = _number("confidence", draft.confidence)
     if min(entry, stop, target) <= 0.0 or atr < 0.0:
         raise StrategyBroke(f"entry {entry}, stop {stop}, target {target}, atr {atr} must be positive")
-    sign = draft.position_side.sign
+    sign = side.sign
     if (entry - stop) * sign <= 0.0:
-        raise StrategyBroke(f"the stop {stop} of a {draft.position_side} is on the wrong side of {entry}")
+        raise StrategyBroke(f"the stop {stop} of a {side} is on the wrong side of {entry}")
     if (target - entry) * sign <= 0.0:
-        raise StrategyBroke(f"the target {target} of a {draft.position_side} is on the wrong side of {entry}")
+        raise StrategyBroke(f"the target {target} of a {side} is on the wrong side of {entry}")
     if not 0.0 <= confidence <= 1.0:
         raise StrategyBroke(f"confidence {confidence} is outside 0 to 1")
-    side = draft.position_side
     return Signal(
         signal_id=f"{strategy}:{view.symbol}:{view.candle_close_ms}:{side}",
         strategy=strategy,
@@ -141,10 +147,30 @@ def _numbers(name: str, values: object) -> dict[str, float]:
         raise StrategyBroke(f"{name} is a {type(values).__name__}, not a dict")
     if len(values) > MAX_NAMED_VALUES:
         raise StrategyBroke(f"{name} has {len(values)} entries, at most {MAX_NAMED_VALUES} are kept")
-    for key in values:
-        if not isinstance(key, str):
-            raise StrategyBroke(f"{name} has the key {_shown(key)}, keys are texts")
+    _check_names(name, values)
+    if type(values) is dict and _plain(values):
+        return values.copy()
     return {key: _number(f"{name}[{key!r}]", value) for key, value in values.items()}
+
+
+def _check_names(name: str, values: dict[Any, Any]) -> None:
+    try:
+        size = len("".join(values).encode())
+    except TypeError:
+        key = next(key for key in values if not isinstance(key, str))
+        raise StrategyBroke(f"{name} has the key {_shown(key)}, keys are texts") from None
+    except UnicodeEncodeError as error:
+        raise StrategyBroke(f"{name} has a key that is no text: {error.reason}") from None
+    if size > MAX_NAMES_BYTES:
+        raise StrategyBroke(f"the keys of {name} have {size} bytes, at most {MAX_NAMES_BYTES} are kept")
+
+
+def _plain(values: dict[str, Any]) -> bool:
+    """Whether all are finite Python floats, as nearly always: asked of all at once.
+
+    A sum is finite only when each of its terms is; one that overflows is left to the closer look.
+    """
+    return _FLOATS.issuperset(map(type, values.values())) and math.isfinite(sum(values.values()))
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from service.analysis import indicators
 from service.analysis.features import Reading, Surroundings, TimeframeReading, signal_features
+from service.analysis.indicators import Array
 from service.analysis.structure import (
     BEARISH,
     BULLISH,
@@ -20,8 +21,7 @@ from service.analysis.structure import (
     Zone,
     find_liquidity,
     find_order_blocks,
-    find_swings,
-    market_structure,
+    latest_structure,
 )
 from service.records import PositionSide
 from service.strategies.base import Candles, MarketView, SignalDraft, read_options
@@ -97,37 +97,35 @@ class IctSmc:
     def analyse(self, view: MarketView) -> SignalDraft | None:
         """A draft for each symbol with a direction, whatever its confidence; None without one."""
         o = self.options
-        five, fifteen, hour = view.candles("5m"), view.candles("15m"), view.candles("1h")
-        hour_reading = self._averages(hour, o.close_period_1h)
+        hour_reading = self._averages(view.candles("1h"), o.close_period_1h)
         if hour_reading is None or hour_reading.trend == NEUTRAL:
             return None
+        fifteen = view.candles("15m")
         fifteen_reading = self._averages(fifteen, o.close_period_15m)
         if fifteen_reading is None or fifteen_reading.trend == -hour_reading.trend:
             return None
+        five = view.candles("5m")
         five_reading = self._averages(five, o.close_period_5m)
         if five_reading is None:
             return None
-        swings = find_swings(fifteen.high, fifteen.low, o.swing_reach)
-        structure = market_structure(fifteen.high, fifteen.low, swings)
+        structure = latest_structure(fifteen.high, fifteen.low, o.swing_reach)
         sign = direction(hour_reading.trend, fifteen_reading.trend, five_reading.trend, structure)
         if sign == NEUTRAL:
             return None
-        entry = float(five.close[-1])
-        deviation = self._band(fifteen, entry)
+        entry = five.close.item(-1)
+        band_rank, band_position = self._band(fifteen, entry)
         reading = Reading(
-            candle_close_ms=view.candle_close_ms,
-            entry=entry,
-            five=five_reading,
-            fifteen=fifteen_reading,
-            hour=hour_reading,
-            structure=structure,
-            rsi=float(indicators.relative_strength_index(five.close, o.rsi_period)[-1]),
-            macd_histogram=float(
-                indicators.macd_histogram(five.close, o.macd_fast, o.macd_slow, o.macd_signal)[-1]
-            ),
-            band_rank=deviation[0],
-            band_position=deviation[1],
-            volume_ratio=_volume_ratio(five),
+            view.candle_close_ms,
+            entry,
+            five_reading,
+            fifteen_reading,
+            hour_reading,
+            structure,
+            indicators.relative_strength_index(five.close, o.rsi_period).item(-1),
+            indicators.macd_histogram(five.close, o.macd_fast, o.macd_slow, o.macd_signal).item(-1),
+            band_rank,
+            band_position,
+            _volume_ratio(five.volume),
         )
         return self._draft(reading, sign, self._surroundings(fifteen, entry, fifteen_reading.atr, sign))
 
@@ -135,20 +133,21 @@ class IctSmc:
         """None in a market that does not move: without a range there is neither trend nor stop."""
         o = self.options
         close = candles.close
-        atr = float(indicators.average_true_range(candles.high, candles.low, close, o.atr_period)[-1])
+        atr = indicators.average_true_range(candles.high, candles.low, close, o.atr_period).item(-1)
         if not atr > 0.0:
             return None
-        fast = indicators.exponential_average(close, o.fast_period)[-1]
-        slow = indicators.exponential_average(close, o.slow_period)[-1]
+        fast = indicators.exponential_average(close, o.fast_period).item(-1)
+        slow = indicators.exponential_average(close, o.slow_period).item(-1)
         if close_period == o.fast_period:
             held = fast
         elif close_period == o.slow_period:
             held = slow
         else:
-            held = indicators.exponential_average(close, close_period)[-1]
-        gap = float(fast - slow)
-        trend = NEUTRAL if abs(gap) <= o.neutral_atr * atr else (BULLISH if gap > 0.0 else BEARISH)
-        return TimeframeReading(trend, gap, float(close[-1] - held), atr)
+            held = indicators.exponential_average(close, close_period).item(-1)
+        gap = fast - slow
+        band = o.neutral_atr * atr
+        trend = BULLISH if gap > band else (BEARISH if gap < -band else NEUTRAL)
+        return TimeframeReading(trend, gap, close.item(-1) - held, atr)
 
     def _band(self, fifteen: Candles, entry: float) -> tuple[float, float]:
         """Rank of the Bollinger band's width among its own last ones, and the close's place in it.
@@ -159,37 +158,38 @@ class IctSmc:
         o = self.options
         centred = fifteen.close - entry
         widths = indicators.standard_deviation(centred, o.bollinger_period)[-o.bollinger_history :]
-        now = float(widths[-1])
-        known = widths[~np.isnan(widths)] if np.isnan(widths[0]) else widths
-        rank = float(np.count_nonzero(known < now)) / max(known.size - 1, 1)
-        recent = centred[-o.bollinger_period :]
-        place = (float(recent[-1]) - float(recent.sum()) / o.bollinger_period) / now if now > 0.0 else 0.0
+        now = widths.item(-1)
+        # the unknown ones of a short history are NaN, which is never less
+        known = min(widths.size, centred.size - o.bollinger_period + 1)
+        rank = float(np.count_nonzero(widths < now)) / max(known - 1, 1)
+        middle = float(np.add.reduce(centred[-o.bollinger_period :])) / o.bollinger_period
+        place = (centred.item(-1) - middle) / now if now > 0.0 else 0.0
         return rank, place
 
     def _surroundings(self, fifteen: Candles, entry: float, atr: float, sign: int) -> Surroundings:
         o = self.options
         rule = OrderBlockRule(
-            lookback=o.block_lookback,
-            rejection=o.block_rejection_fraction * entry,
-            volume_factor=o.block_volume_factor,
-            volume_period=o.block_volume_period,
-            impulse=o.block_impulse_atr * atr,
-            impulse_candles=o.block_impulse_candles,
+            o.block_lookback,
+            o.block_rejection_fraction * entry,
+            o.block_volume_factor,
+            o.block_volume_period,
+            o.block_impulse_atr * atr,
+            o.block_impulse_candles,
         )
-        blocks = find_order_blocks(
-            fifteen.open, fifteen.high, fifteen.low, fifteen.close, fifteen.volume, sign, rule
-        )
+        high, low = fifteen.high, fifteen.low
+        blocks = find_order_blocks(fifteen.open, high, low, fifteen.close, fifteen.volume, sign, rule)
         tolerance = o.liquidity_fraction * entry
-        above = find_liquidity(fifteen.high[-o.liquidity_lookback :], tolerance, o.liquidity_touches)
-        below = find_liquidity(fifteen.low[-o.liquidity_lookback :], tolerance, o.liquidity_touches)
-        over = min((z.bottom - entry for z in above if z.bottom > entry), default=None)
-        under = min((entry - z.top for z in below if z.top < entry), default=None)
+        over = under = None
+        for zone in find_liquidity(high[-o.liquidity_lookback :], tolerance, o.liquidity_touches):
+            if zone.bottom > entry:
+                over = (zone.bottom - entry) / atr
+                break
+        for zone in find_liquidity(low[-o.liquidity_lookback :], tolerance, o.liquidity_touches):
+            if zone.top >= entry:
+                break
+            under = (entry - zone.top) / atr
         ahead, behind = (over, under) if sign > 0 else (under, over)
-        return Surroundings(
-            order_block=nearest_block(blocks, entry, atr, sign),
-            liquidity_ahead=None if ahead is None else ahead / atr,
-            liquidity_behind=None if behind is None else behind / atr,
-        )
+        return Surroundings(nearest_block(blocks, entry, atr, sign), ahead, behind)
 
     def _draft(self, reading: Reading, sign: int, around: Surroundings) -> SignalDraft | None:
         o = self.options
@@ -271,7 +271,10 @@ def position_score(distance: float | None) -> float:
         return _FAR_SCORE
     if distance < 0.0:
         return _PAST_SCORE
-    return next((score for limit, score in _PLACES if distance <= limit), _FAR_SCORE)
+    for limit, score in _PLACES:
+        if distance <= limit:
+            return score
+    return _FAR_SCORE
 
 
 def volatility_score(rank: float) -> float:
@@ -282,11 +285,11 @@ def volatility_score(rank: float) -> float:
 
 
 def _trend_score(reading: Reading, sign: int) -> float:
-    sides = (reading.five.distance, reading.fifteen.distance, reading.hour.distance)
-    return sum(sign * distance > 0.0 for distance in sides) / 3
+    five, fifteen, hour = reading.five.distance, reading.fifteen.distance, reading.hour.distance
+    return ((sign * five > 0.0) + (sign * fifteen > 0.0) + (sign * hour > 0.0)) / 3
 
 
-def _volume_ratio(candles: Candles) -> float:
+def _volume_ratio(volume: Array) -> float:
     """The newest volume against the mean of the 20 before it; 1 where nothing was traded."""
-    usual = float(candles.volume[-21:-1].sum()) / 20.0
-    return float(candles.volume[-1]) / usual if usual > 0.0 else 1.0
+    usual = float(np.add.reduce(volume[-21:-1])) / 20.0
+    return volume.item(-1) / usual if usual > 0.0 else 1.0

@@ -29,9 +29,14 @@ def load_strategy(name: str, options: dict[str, float]) -> Strategy:
         strategy = factory(options)
     except PerpdError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StrategyInvalid(f"{name}: building it failed: {describe(error)}") from error
-    _check(name, strategy)
+    try:
+        _check(name, strategy)
+    except PerpdError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise StrategyInvalid(f"{name}: it cannot say what it needs: {describe(error)}") from error
     return cast(Strategy, strategy)
 
 
@@ -72,7 +77,7 @@ def _from_file(path: Path, class_name: str) -> Callable[[dict[str, float]], Any]
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise StrategyInvalid(f"strategy file {path}: import failed: {describe(error)}") from error
     found = getattr(module, class_name, None)
@@ -93,7 +98,7 @@ def _from_entry_point(name: str) -> Callable[[dict[str, float]], Any]:
         raise StrategyInvalid(f"no strategy is named {name!r}; known are {known}, or give path.py:ClassName")
     try:
         return cast(Callable[[dict[str, float]], Any], group[name].load())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StrategyInvalid(f"strategy {name}: import failed: {describe(error)}") from error
 
 
@@ -102,7 +107,11 @@ def _check(given: str, strategy: object) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise StrategyInvalid(f"{given}: name must be 1 to 32 of A-Z a-z 0-9 _ . -, it is {name!r:.60}")
     timeframes = getattr(strategy, "timeframes", None)
-    if not isinstance(timeframes, tuple) or not timeframes or not set(timeframes) <= set(TIMEFRAMES):
+    if not (
+        isinstance(timeframes, tuple)
+        and 0 < len(timeframes) <= len(TIMEFRAMES)
+        and all(timeframe in TIMEFRAMES for timeframe in timeframes)
+    ):
         allowed = ", ".join(TIMEFRAMES)
         raise StrategyInvalid(f"{given}: timeframes must be a tuple of {allowed}, it is {timeframes!r:.60}")
     candles = getattr(strategy, "candles", None)

@@ -54,11 +54,36 @@ class Mine:
             time.sleep(3600)
         if word == "raise":
             raise ValueError("no such luck")
+        if word == "raise a book":
+            raise ValueError("no such luck, " * 1_000_000)
+        if word == "raise half a pair":
+            raise ValueError("\\ud800 is no text")
+        if word == "exit":
+            raise SystemExit("that is all")
         if word == "many":
             return [1] * 1_000_000
-        close = float(view.candles("5m").close[-1])
+        candles = view.candles("5m")
+        close = float(candles.close[-1])
+        if word == "write":
+            candles.close[-1] = 1e9
+        if word == "unlock":
+            candles.close.flags.writeable = True
         if word == "nan":
             close = float("nan")
+        if word == "shape":
+            close = candles.close
+        if word == "wide":
+            return SignalDraft(position_side=PositionSide.LONG, entry=close, stop=close * 0.9,
+                               target=close * 1.2, atr=1.0, confidence=0.5, scores={},
+                               features=dict.fromkeys(map(str, range(1_000_000)), 0.0))
+        if word == "list":
+            return SignalDraft(position_side=PositionSide.LONG, entry=close, stop=close * 0.9,
+                               target=close * 1.2, atr=1.0, confidence=0.5, scores={},
+                               features=[0.0] * 1_000_000)
+        if word == "long name":
+            return SignalDraft(position_side=PositionSide.LONG, entry=close, stop=close * 0.9,
+                               target=close * 1.2, atr=1.0, confidence=0.5, scores={},
+                               features={"x" * 10_000_000: 0.0})
         return SignalDraft(position_side=PositionSide.LONG, entry=close, stop=close * 0.9, target=close * 1.2,
                            atr=1.0, confidence=0.5, scores={}, features={})
 '''
@@ -199,7 +224,20 @@ async def test_a_row_being_written_is_skipped_and_analysed_once_it_is_stable(sto
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("word", "reason"),
-    [("raise", "ValueError: no such luck (mine.py:"), ("many", "returned list"), ("nan", "entry is nan")],
+    [
+        ("raise", "ValueError: no such luck (mine.py:"),
+        ("raise a book", "ValueError: no such luck, no such luck"),
+        ("raise half a pair", "ValueError: ? is no text"),
+        ("exit", "SystemExit: that is all"),
+        ("many", "returned list"),
+        ("nan", "entry is nan"),
+        ("shape", "entry is ndarray"),
+        ("wide", "1000000 entries"),
+        ("list", "features is a list"),
+        ("long name", "10000000 bytes"),
+        ("write", "read-only"),
+        ("unlock", "cannot set WRITEABLE"),
+    ],
 )
 async def test_a_strategy_that_breaks_on_a_symbol_costs_that_symbol_only(
     store, strategy, tmp_path, word, reason, workers
@@ -207,7 +245,8 @@ async def test_a_strategy_that_breaks_on_a_symbol_costs_that_symbol_only(
     (tmp_path / "S7USDT").write_text(word)
     async with analysing(store, strategy=strategy, workers=workers) as (analyzer, _):
         result = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
-    assert reason in result.failed.pop("S7USDT")
+    assert reason in (found := result.failed.pop("S7USDT"))
+    assert len(found) < 400
     assert result.failed == {}
     assert [s.symbol for s in result.signals] == [s for s in SYMBOLS if s != "S7USDT"]
 
@@ -272,6 +311,32 @@ async def test_a_strategy_that_cannot_be_loaded_is_a_typed_error_of_the_daemon(s
             await analyzer.describe_strategy()
         with pytest.raises(error):
             await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("import no_such_module", "No module named"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("x = (", "SyntaxError"),
+        ("Mine.candles = property(lambda self: 1 / 0)", "it cannot say what it needs: ZeroDivisionError"),
+        ("Mine.candles = 10.5", "candles must be a positive integer"),
+        ("Mine.timeframes = [[]]", "timeframes must be a tuple"),
+        ("Mine.timeframes = ('5m',) * 1_000_000", "timeframes must be a tuple"),
+        ("Mine.name = 'x' * 1_000_000", "name must be 1 to 32"),
+        ("Mine.analyse = None", "it has no method analyse"),
+        ("Mine.__init__ = lambda self: None", "building it failed: TypeError"),
+    ],
+)
+async def test_a_strategy_broken_in_itself_is_refused_in_one_line_and_the_workers_live_on(
+    store, strategy, tmp_path, line, words
+):
+    (tmp_path / "mine.py").write_text(f"{STRATEGY}\n{line}\n")
+    async with analysing(store, strategy=strategy, workers=1) as (analyzer, pool):
+        with pytest.raises(StrategyInvalid, match=words) as caught:
+            await analyzer.describe_strategy()
+        assert len(str(caught.value)) < 600
+        assert pool.lost == 0
 
 
 async def test_the_strategy_describes_itself_from_a_worker(store, strategy):

@@ -19,12 +19,22 @@ from service.analysis.structure import (
     find_liquidity,
     find_order_blocks,
     find_swings,
+    latest_structure,
     market_structure,
 )
 
 
 def array(*values):
     return np.array(values, dtype=np.float64)
+
+
+@st.composite
+def paths(draw):
+    """float64[n] on a coarse grid: many ties, sometimes longer than any swing is near."""
+    steps = draw(st.lists(st.integers(-2, 2), max_size=30))
+    flat = draw(st.sampled_from([0, 1, 80]))
+    ramp = draw(st.sampled_from([0, 0, 120]))
+    return 50.0 + np.cumsum([*steps, *[0] * flat, *[1] * ramp], dtype=np.float64)
 
 
 @st.composite
@@ -122,6 +132,23 @@ def test_structure_follows_the_last_two_highs_and_lows(highs, lows, expected):
     assert market_structure(path, path, swings) == expected
 
 
+@settings(max_examples=300)
+@given(high=paths(), low=paths(), reach=st.integers(1, 6))
+def test_the_newest_swings_tell_the_structure_that_all_swings_tell(high, low, reach):
+    size = min(high.size, low.size)
+    high, low = high[:size], low[:size]
+    expected = market_structure(high, low, find_swings(high, low, reach))
+    assert latest_structure(high, low, reach) == expected
+    assert latest_structure(-low, -high, reach) == -expected
+
+
+def test_swings_far_back_are_found_when_the_newest_candles_have_none():
+    wave = array(*[10, 12, 10, 8] * 3, *[9] * 300)
+    rising = wave + np.linspace(0, 3, wave.size)
+    assert latest_structure(rising, rising, 1) == BULLISH
+    assert latest_structure(-rising, -rising, 1) == BEARISH
+
+
 def test_a_break_against_the_running_direction_is_a_change_of_character():
     close = array(5, 8, 5, 9, 7, 10, 6, 4, 3)  # above 8: up; then below the swing low at 7
     swings = find_swings(close, close, 1)
@@ -160,6 +187,58 @@ def test_an_order_block_needs_a_rejection_or_volume_and_then_an_impulse():
     assert [b.at for b in blocks_of(10.0, 3.0, 102.0)] == [30]  # a long wick
     assert blocks_of(14.9, 2.9, 102.0) == []  # neither
     assert blocks_of(15.0, 3.0, 101.9) == []  # no impulse
+
+
+@settings(max_examples=300)
+@given(
+    market=markets(),
+    volumes=st.lists(st.sampled_from([0.0, 1.0, 2.5, 10.1]), min_size=60, max_size=60),
+    direction=st.sampled_from([BULLISH, BEARISH]),
+    rule=st.builds(
+        OrderBlockRule,
+        lookback=st.integers(2, 70),
+        rejection=st.sampled_from([0.125, 0.5, 9.0]),
+        volume_factor=st.sampled_from([0.5, 1.5]),
+        volume_period=st.integers(2, 70),
+        impulse=st.sampled_from([0.0, 0.5, 2.0]),
+        impulse_candles=st.integers(1, 9),
+    ),
+)
+def test_order_blocks_are_what_the_rule_says_candle_by_candle(market, volumes, direction, rule):
+    open_, high, low, close = market
+    volume = np.array(volumes)
+    expected = []
+    for at in range(max(60 - rule.lookback, rule.volume_period), 59):
+        body = close[at] - open_[at]
+        wick = close[at] - low[at] if direction == BULLISH else high[at] - close[at]
+        usual = volume[at - rule.volume_period : at].sum() * (rule.volume_factor / rule.volume_period)
+        later = close[at + 1 : at + 1 + rule.impulse_candles]
+        gone = later.max() - high[at] if direction == BULLISH else low[at] - later.min()
+        stands_out = wick >= rule.rejection or (usual > 1e-9 and volume[at] - usual >= -1e-9)
+        if body * direction <= 0.0 and stands_out and gone >= rule.impulse:
+            expected.append((low[at], high[at], at))
+    found = find_order_blocks(open_, high, low, close, volume, direction, rule)
+    assert found == expected
+
+
+@settings(max_examples=300)
+@given(
+    levels=st.lists(st.integers(0, 40), max_size=25),
+    tolerance=st.integers(0, 9),
+    touches=st.integers(1, 6),
+)
+def test_liquidity_zones_are_the_unions_of_all_close_runs_of_levels(levels, tolerance, touches):
+    ordered = sorted(levels)
+    runs = [range(i, i + touches) for i in range(len(ordered) - touches + 1)]
+    close = [run for run in runs if ordered[run[-1]] - ordered[run[0]] <= tolerance]
+    zones: list[set[int]] = []
+    for run in close:
+        if zones and zones[-1] & set(run):
+            zones[-1] |= set(run)
+        else:
+            zones.append(set(run))
+    found = find_liquidity(array(*levels), float(tolerance), touches)
+    assert found == [(ordered[min(zone)], ordered[max(zone)], -1) for zone in zones]
 
 
 def test_liquidity_needs_three_levels_close_to_each_other():

@@ -42,6 +42,18 @@ def test_numbers_of_numpy_become_plain_floats():
     assert type(signal.features["b"]) is float
 
 
+def test_floats_whose_sum_overflows_are_finite_all_the_same():
+    features = {"a": 1.7e308, "b": 1.7e308}
+    assert checked_signal("mine", VIEW, changed(features=features)).features == features
+
+
+def test_what_a_strategy_keeps_of_its_draft_cannot_change_the_signal():
+    kept = {"b": 2.0}
+    signal = checked_signal("mine", VIEW, changed(features=kept))
+    kept["b"] = math.nan
+    assert signal.features == {"b": 2.0}
+
+
 @pytest.mark.parametrize(
     ("draft", "word"),
     [
@@ -61,6 +73,19 @@ def test_numbers_of_numpy_become_plain_floats():
         (changed(position_side="LONG"), "position_side"),
         (changed(features={"b": math.nan}), "features['b'] is nan"),
         (changed(features={1: 2.0}), "keys are texts"),
+        (changed(features={"a": 1.0, "b": math.inf}), "features['b'] is inf"),
+        (changed(features={"a": math.inf, "b": -math.inf}), "features['a'] is inf"),
+        (changed(features={"a": 1.0, "b": np.float64("nan")}), "features['b'] is nan"),
+        (changed(features={"a": True}), "features['a'] is bool"),
+        (changed(features={"a": None}), "features['a'] is NoneType"),
+        (changed(features={"a": np.ones((2, 2))}), "features['a'] is ndarray"),
+        (changed(features={"a": 10**400}), "features['a'] is int"),
+        (changed(features={"a": 1.0, b"b": 2.0}), "keys are texts"),
+        (changed(features={"\ud800": 1.0}), "a key that is no text"),
+        (changed(features={"x" * 10_000_000: 1.0}), "10000000 bytes"),
+        (changed(features={"é" * 4_097: 1.0}), "8194 bytes"),
+        (changed(features=dict.fromkeys(map(str, range(1_000_000)), 0.0)), "1000000 entries"),
+        (changed(features=[1.0] * 1_000_000), "features is a list"),
         (changed(features=[1.0]), "not a dict"),
         (changed(scores={str(i): 0.0 for i in range(1_000)}), "1000 entries"),
         ([GOOD] * 1_000_000, "list"),
