@@ -6,7 +6,7 @@ from types import ModuleType
 
 from service.errors import EXIT_OK, SettingsInvalid
 
-NAMES = ("cycle", "imports", "archive", "soak", "loop")
+NAMES = ("cycle", "imports", "archive", "dataset", "soak", "loop")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
