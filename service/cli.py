@@ -78,6 +78,11 @@ def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
     memory.add_argument("--json", action="store_true", help="print one JSON object")
     memory.set_defaults(function=_memory)
 
+    check = commands.add_parser("check", help="is everything as trading needs it? changes nothing")
+    _add_run_arguments(check)
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(function=_check)
+
     sim = commands.add_parser("sim", help="serve a simulated Binance USD-M futures exchange on loopback")
     from service.exchange.simulated.command import add_arguments
 
@@ -161,6 +166,12 @@ def _memory(args: argparse.Namespace) -> int:
     from service.monitor.memory_command import run
 
     return run(_load(args).settings, args)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from service.check.command import run
+
+    return run(_load(args), args)
 
 
 def _sim(args: argparse.Namespace) -> int:

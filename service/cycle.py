@@ -1,6 +1,5 @@
 """One trading cycle: look at the market, analyse it, decide on each signal, trade the best of them."""
 
-import asyncio
 import gc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +11,11 @@ import structlog
 
 from service.analysis.analyzer import AnalysisResult, ParallelAnalyzer
 from service.archive.archiver import DataArchiver
-from service.errors import VenueError
 from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
 from service.monitor.performance import PerformanceMonitor
 from service.ports import Clock, StateStore
 from service.records import (
-    TIMEFRAME_MS,
     Bracket,
     Decision,
     DecisionOutcome,
@@ -30,6 +27,7 @@ from service.settings import Settings
 from service.trading.decide import as_decision, decide
 from service.trading.equity import EquityWatch
 from service.trading.executor import Executor
+from service.trading.following import ShadowFollower
 from service.trading.leverage import trade_statistics
 from service.trading.ranking import Ranked, Refused, rank_signals
 from service.trading.risk import Limits, RiskContext, after_entry
@@ -38,7 +36,6 @@ from service.trading.sizing import Approved
 
 log = structlog.get_logger("cycle")
 
-CANDLE_MS = TIMEFRAME_MS["5m"]
 NOTHING_ANALYSED = AnalysisResult([], 0, 0, {}, {}, 0, 0, 0.0)
 REMEMBERED_MS = 2 * 3_600_000  # a decided signal cannot come back once its candle left every window of doubt
 
@@ -56,6 +53,7 @@ class Parts:
     equity: EquityWatch
     executor: Executor
     shadows: ShadowBook
+    follower: ShadowFollower
     store: StateStore
     archive: DataArchiver
     monitor: PerformanceMonitor
@@ -93,7 +91,7 @@ async def run_cycle(parts: Parts, number: int) -> CycleReport:
     parts.monitor.record("analysis", analysis.seconds)
     new = undecided(parts, analysis.signals)
     decisions = await _decide_all(parts, new, stale, number)
-    await _follow_shadows(parts, now_ms)
+    await parts.follower.follow(now_ms)
     garbage_s = _collect(parts)
     return _report(parts, number, analysis, stale, decisions, started_s, garbage_s)
 
@@ -182,7 +180,7 @@ def _at_last_price(ranked: Ranked, price: float | None) -> Ranked:
 
 
 async def _keep(parts: Parts, decisions: Sequence[tuple[Signal, Decision]]) -> None:
-    """Every signal and its decision is recorded, and what was refused is followed as a shadow."""
+    """Every signal and its decision is recorded, and every signal is followed as a shadow, traded or not."""
     if not decisions:
         return
     await parts.store.save_signal_decided(decisions)
@@ -190,26 +188,7 @@ async def _keep(parts: Parts, decisions: Sequence[tuple[Signal, Decision]]) -> N
         parts.decided[signal.signal_id] = signal.candle_close_ms
         await parts.archive.put("signals", signal)
         await parts.archive.put("decisions", decision)
-        if decision.outcome is DecisionOutcome.REFUSED:
-            parts.shadows.open(signal)
-
-
-async def _follow_shadows(parts: Parts, now_ms: int) -> None:
-    """Show the shadows the candles that closed since they were last looked at."""
-    for symbol in sorted(parts.shadows.symbols()):
-        await asyncio.sleep(0)  # a full book takes a while: others get their turn between two symbols
-        since_ms = parts.shadows.checked_ms(symbol)
-        if since_ms + CANDLE_MS > now_ms:
-            continue  # nothing can have closed yet
-        try:
-            candles = await parts.feed.candles_since(symbol, since_ms)
-        except VenueError as error:
-            parts.monitor.count("shadows.without_candles")
-            log.debug("no candles for a shadow, trying again next cycle", symbol=symbol, reason=str(error))
-            continue
-        parts.shadows.update(symbol, candles)
-    parts.shadows.expire(now_ms)
-    await parts.shadows.flush()
+        parts.shadows.open(signal, traded=decision.outcome is DecisionOutcome.ACCEPTED)
 
 
 def _collect(parts: Parts) -> float:

@@ -37,6 +37,7 @@ from service.exchange.venue import Venue, open_venue
 from service.logs import RUN_SUMMARY, configure, log_failure, set_level
 from service.market.candles import FILE_NAME, CandleFileInvalid, CandleStore
 from service.market.feed import CandleFeed
+from service.market.funding import FundingHistory
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
 from service.monitor.control import controlling
@@ -56,6 +57,7 @@ from service.store.sqlite import open_sqlite
 from service.summary import RunSummary
 from service.trading.equity import EquityWatch
 from service.trading.executor import Executor
+from service.trading.following import ShadowFollower
 from service.trading.ledger import Ledger, LedgerCheck, open_ledger
 from service.trading.reconcile import Reconciler
 from service.trading.shadow import ShadowBook
@@ -152,6 +154,10 @@ async def _trade(
                 recorder=monitor,
             ) as archive,
         ):
+            if settings.run.mode == "live":
+                from service.check.command import require  # not needed for any other mode
+
+                await require(loaded, directory, venue.access)
             opened = _Opened(settings, directory, monitor, pool, venue, store, archive)
             await opened.trade(summary, stop, started)
         summary.archived = archive.archived
@@ -301,6 +307,7 @@ class _Opened:
             equity=equity,
             executor=executor,
             shadows=shadows,
+            follower=ShadowFollower(shadows, feed, exchange, FundingHistory(exchange, clock), self.monitor),
             store=self.store,
             archive=self.archive,
             monitor=self.monitor,

@@ -6,6 +6,7 @@ PerpdError
   DataDirectoryUnusable   exit 73: not writable, full, or held by another daemon
   PortInUse               exit 69: another process listens there
   HistoryUnusable         exit 65: the archive or dataset holds nothing to work with
+  CheckFailed             exit 77: live trading does not start, `perpd check` says what to do
   DaemonUnreachable       exit 69: no daemon answers on the data directory's control socket
   VenueError
     VenueUnavailable      nothing was sent, or only a read: retry with back-off and jitter
@@ -81,6 +82,11 @@ class HistoryUnusable(PerpdError):
     """The archive holds nothing that a dataset can be made of, or the dataset's directory cannot be used."""
 
     exit_code = EXIT_DATA
+class CheckFailed(PerpdError):
+    """A check that live trading needs has failed."""
+
+    exit_code = EXIT_NOT_PERMITTED
+    advice = "run `perpd check` for the whole table and what to do"
 
 
 class DaemonUnreachable(PerpdError):

@@ -13,6 +13,7 @@ from service.records import (
     CandleUpdate,
     Decision,
     Fill,
+    FundingRate,
     Instrument,
     MarkPrice,
     Order,
@@ -56,6 +57,10 @@ class MarketData(Protocol):
         self, symbol: str, timeframe: str, *, limit: int, start_ms: int | None = None
     ) -> list[CandleRow]:
         """Closed candles only, oldest first, each on the timeframe's grid, no duplicates."""
+        ...
+
+    async def funding_rates(self, start_ms: int, end_ms: int) -> list[FundingRate]:
+        """What was settled within [start_ms, end_ms], of all symbols, oldest first, no duplicates."""
         ...
 
     def candle_stream(

@@ -215,6 +215,15 @@ class MarkPrice(Record, frozen=True, kw_only=True, gc=False):
     next_funding_ms: int
 
 
+class FundingRate(Record, frozen=True, kw_only=True, gc=False):
+    """One settled funding of one symbol: a long pays rate x notional at the mark price, a short gets it."""
+
+    symbol: str
+    at_ms: int  # on the minute: the venue's times carry a few milliseconds of jitter
+    rate: float  # a fraction; negative: shorts pay
+    mark_price: float  # at the settlement; 0 where the venue does not say
+
+
 class Signal(Record, frozen=True, kw_only=True):
     """A strategy's wish to open a position, computed on closed candles only.
 
@@ -382,10 +391,20 @@ class Position(Record, frozen=True, kw_only=True):
     protected_ms: int = 0  # when the stop was known to rest on the venue; 0 while unprotected
 
 
+class Resolution(StrEnum):
+    """What told the order in which a shadow's prices came."""
+
+    CANDLE = "5m"  # the 5m candle touched one of stop and target, or neither
+    FINER = "1m"  # it touched both, and 1m candles told which came first
+    ASSUMED = "assumed"  # even they could not tell: the stop counts
+
+
 class ShadowPosition(Record, frozen=True, kw_only=True):
     """A position that is tracked on real prices but never ordered.
 
     Prices are floats: a shadow has no books at the venue. `excursion`s are in R (entry to stop is 1).
+    A signal that was traded has a shadow too, `traded`: what the same rules make of it at the signal's
+    prices, so that the difference to its real position is the slippage.
     """
 
     position_id: str
@@ -402,5 +421,8 @@ class ShadowPosition(Record, frozen=True, kw_only=True):
     closed_ms: int = 0
     exit_price: float = 0.0
     close_reason: str = ""
-    outcome_r: float = 0.0  # result in R after fees
-    pnl_fraction: float = 0.0  # of notional, after fees
+    outcome_r: float = 0.0  # result in R after fees and funding
+    pnl_fraction: float = 0.0  # of notional, after fees and funding
+    funding_fraction: float = 0.0  # of notional, over the time held; positive is received
+    resolution: str = ""  # a Resolution, or "" while open
+    traded: bool = False  # the signal has a real position as well

@@ -40,6 +40,7 @@ class RunSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 class ExchangeSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rest_url: str = "https://fapi.binance.com"
     stream_url: str = "wss://fstream.binance.com"
+    wallet_url: str = "https://api.binance.com"
     recv_window_ms: Annotated[int, Meta(ge=1, le=60_000)] = 5_000
     request_limit_s: Positive = 10.0
     weight_reserve_fraction: Fraction = 0.25

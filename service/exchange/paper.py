@@ -26,7 +26,16 @@ from service.exchange.binance.rest import Call
 from service.exchange.binance.streams import background
 from service.exchange.simulated.engine import Assumptions, Engine, VenueFault
 from service.ports import CandleRow, Clock, MarketData, UserEvent
-from service.records import Bracket, CandleUpdate, Instrument, MarkPrice, Order, OrderRequest, Ticker
+from service.records import (
+    Bracket,
+    CandleUpdate,
+    FundingRate,
+    Instrument,
+    MarkPrice,
+    Order,
+    OrderRequest,
+    Ticker,
+)
 from service.settings import SimSettings
 
 log = structlog.get_logger("exchange.paper")
@@ -190,6 +199,9 @@ class PaperExchange(AccountCalls):
         self, symbol: str, timeframe: str, *, limit: int, start_ms: int | None = None
     ) -> list[CandleRow]:
         return await self._market.candles(symbol, timeframe, limit=limit, start_ms=start_ms)
+
+    async def funding_rates(self, start_ms: int, end_ms: int) -> list[FundingRate]:
+        return await self._market.funding_rates(start_ms, end_ms)
 
     def candle_stream(
         self,

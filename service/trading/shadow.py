@@ -1,102 +1,23 @@
-"""Shadow positions: every signal that is not traded, followed on real candles to its outcome.
+"""Shadow positions: every signal followed on real candles to its outcome, traded or not."""
 
-Assumptions, all against the shadow: entry at the signal's price; when a candle touches stop and target,
-the stop came first; a candle that opens beyond the stop fills at its open, one that opens beyond the
-target at the target; taker fees on both sides. Funding is left out.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
-import msgspec
-
 from service.ports import Archive, CandleRow, Recorder, StateStore
-from service.records import TIMEFRAME_MS, CloseReason, PositionSide, ShadowPosition, Signal
+from service.records import CloseReason, FundingRate, ShadowPosition, Signal
+from service.trading.outcomes import (
+    CANDLE_MS,
+    NO_FINER,
+    NO_FUNDING,
+    Costs,
+    Finer,
+    advance,
+    closed,
+    shadow_of,
+)
 
-CANDLE_MS = TIMEFRAME_MS["5m"]
 MOVED_PER_FLUSH = 250  # keeps a cycle with a full book short
 HOUR_MS = 3_600_000
-
-
-def shadow_of(signal: Signal) -> ShadowPosition:
-    """The shadow of a signal, opened at the close of its candle."""
-    return ShadowPosition(
-        position_id=f"shadow:{signal.signal_id}",
-        signal_id=signal.signal_id,
-        symbol=signal.symbol,
-        position_side=signal.position_side,
-        entry=signal.entry,
-        stop=signal.stop,
-        target=signal.target,
-        opened_ms=signal.candle_close_ms,
-        checked_ms=signal.candle_close_ms,
-    )
-
-
-def advance(
-    shadow: ShadowPosition, candles: Iterable[CandleRow], *, fee_fraction: float, life_ms: int
-) -> ShadowPosition:
-    """The shadow after closed 5m candles, oldest first; those already seen are ignored. Pure."""
-    long = shadow.position_side is PositionSide.LONG
-    risk = abs(shadow.entry - shadow.stop)
-    best, worst = shadow.favourable_excursion, shadow.adverse_excursion
-    checked_ms = shadow.checked_ms
-    for open_ms, open_, high, low, close, _ in candles:
-        if open_ms < checked_ms:
-            continue
-        checked_ms = open_ms + CANDLE_MS
-        near, far = (high, low) if long else (low, high)
-        best = max(best, _in_r(shadow, near, risk))
-        worst = max(worst, -_in_r(shadow, far, risk))
-        ended = _ending(shadow, open_, high, low)
-        if ended is None and checked_ms - shadow.opened_ms >= life_ms:
-            ended = (close, CloseReason.EXPIRED)
-        if ended is not None:
-            price, reason = ended
-            moved = msgspec.structs.replace(
-                shadow,
-                checked_ms=checked_ms,
-                favourable_excursion=best,
-                adverse_excursion=worst,
-            )
-            return _closed(moved, price, reason, checked_ms, fee_fraction)
-    if checked_ms == shadow.checked_ms:
-        return shadow
-    return msgspec.structs.replace(
-        shadow, checked_ms=checked_ms, favourable_excursion=best, adverse_excursion=worst
-    )
-
-
-def _ending(
-    shadow: ShadowPosition, open_: float, high: float, low: float
-) -> tuple[float, CloseReason] | None:
-    if shadow.position_side is PositionSide.LONG:
-        if low <= shadow.stop:
-            return min(open_, shadow.stop), CloseReason.STOP
-        return (shadow.target, CloseReason.TARGET) if high >= shadow.target else None
-    if high >= shadow.stop:
-        return max(open_, shadow.stop), CloseReason.STOP
-    return (shadow.target, CloseReason.TARGET) if low <= shadow.target else None
-
-
-def _in_r(shadow: ShadowPosition, price: float, risk: float) -> float:
-    return (price - shadow.entry) * shadow.position_side.sign / risk if risk else 0.0
-
-
-def _closed(
-    shadow: ShadowPosition, price: float, reason: CloseReason, at_ms: int, fee_fraction: float
-) -> ShadowPosition:
-    fees = (shadow.entry + price) * fee_fraction
-    result = (price - shadow.entry) * shadow.position_side.sign - fees
-    risk = abs(shadow.entry - shadow.stop)
-    return msgspec.structs.replace(
-        shadow,
-        closed_ms=at_ms,
-        exit_price=price,
-        close_reason=reason.value,
-        outcome_r=result / risk if risk else 0.0,
-        pnl_fraction=result / shadow.entry if shadow.entry else 0.0,
-    )
 
 
 class ShadowBook:
@@ -119,13 +40,13 @@ class ShadowBook:
         self._store = store
         self._archive = archive
         self._recorder = recorder
-        self._fee_fraction = fee_fraction
-        self._life_ms = round(life_hours * HOUR_MS)
+        self._costs = Costs(fee_fraction, life_ms=round(life_hours * HOUR_MS))
         self._max_shadows = max_shadows
         self._open: dict[str, dict[str, ShadowPosition]] = {}
         self._count = 0
         self._closed_count = 0
         self._unsaved: dict[str, ShadowPosition] = {}  # opened or closed: written at the next flush
+        self._undecided: set[tuple[str, int]] = set()  # symbol and 5m candle to be read in 1m candles
         self._moved: dict[str, ShadowPosition] = {}  # looked at: written a few at a time, oldest first
 
     async def restore(self) -> None:
@@ -149,9 +70,21 @@ class ShadowBook:
         """Candles of the symbol are needed from here on; 0 when it has no shadow."""
         return min((s.checked_ms for s in self._open.get(symbol, {}).values()), default=0)
 
-    def open(self, signal: Signal) -> ShadowPosition | None:
-        """Follow a signal; once only, None when it is followed already or the book is full."""
-        shadow = shadow_of(signal)
+    def take_undecided(self) -> list[tuple[str, int]]:
+        """(symbol, open time) of the 5m candles whose 1m candles `update` has asked for since."""
+        found, self._undecided = sorted(self._undecided), set()
+        return found
+
+    def oldest_ms(self) -> int:
+        """Candles and funding of any symbol are needed from here on; 0 when nothing is followed."""
+        return min((s.checked_ms for shadows in self._open.values() for s in shadows.values()), default=0)
+
+    def open(self, signal: Signal, *, traded: bool = False) -> ShadowPosition | None:
+        """Follow a signal; once only, None when it is followed already or the book is full.
+
+        `traded`: it has a real position as well; the shadow then shows what slippage cost.
+        """
+        shadow = shadow_of(signal, traded=traded)
         if shadow.position_id in self._open.get(signal.symbol, {}):
             return None
         if self._count >= self._max_shadows:
@@ -161,43 +94,56 @@ class ShadowBook:
         self._unsaved[shadow.position_id] = shadow
         return shadow
 
-    def update(self, symbol: str, candles: Sequence[CandleRow]) -> list[ShadowPosition]:
-        """Check the symbol's shadows against closed 5m candles, oldest first. Returns those that closed."""
+    def update(
+        self,
+        symbol: str,
+        candles: Sequence[CandleRow],
+        *,
+        funding: Mapping[int, FundingRate] = NO_FUNDING,
+        finer: Finer = NO_FINER,
+    ) -> list[ShadowPosition]:
+        """Check the symbol's shadows against closed 5m candles, oldest first. Returns those that closed.
+
+        A candle that touches stop and target of one holds that one until it comes again with its 1m
+        candles in `finer`: see `take_undecided`.
+        """
         shadows = self._open.get(symbol)
         if not shadows or not candles:
             return []
-        closed: list[ShadowPosition] = []
+        ended: list[ShadowPosition] = []
         newest_ms = candles[-1][0] + CANDLE_MS
         for name, shadow in list(shadows.items()):
             if shadow.checked_ms >= newest_ms:
                 continue
-            moved = advance(shadow, candles, fee_fraction=self._fee_fraction, life_ms=self._life_ms)
+            moved, undecided_ms = advance(shadow, candles, self._costs, funding=funding, finer=finer)
+            if undecided_ms is not None:
+                self._undecided.add((symbol, undecided_ms))
             if moved is shadow:
                 continue
             if moved.closed_ms:
                 self._unsaved[name] = moved
-                closed.append(moved)
+                ended.append(moved)
                 self._drop(moved)
             else:
                 shadows[name] = moved
                 unsaved = self._unsaved if name in self._unsaved else self._moved
                 unsaved[name] = moved
-        return closed
+        return ended
 
     def expire(self, now_ms: int) -> list[ShadowPosition]:
         """Close what outlived its hours without candles (a delisted symbol), at the entry price.
 
         An hour of grace lets late candles decide first.
         """
-        closed: list[ShadowPosition] = []
+        expired: list[ShadowPosition] = []
         for shadows in list(self._open.values()):
             for shadow in list(shadows.values()):
-                if now_ms - shadow.opened_ms >= self._life_ms + HOUR_MS:
-                    ended = _closed(shadow, shadow.entry, CloseReason.EXPIRED, now_ms, self._fee_fraction)
+                if now_ms - shadow.opened_ms >= self._costs.life_ms + HOUR_MS:
+                    ended = closed(shadow, shadow.entry, CloseReason.EXPIRED, now_ms, self._costs)
                     self._unsaved[ended.position_id] = ended
                     self._drop(ended)
-                    closed.append(ended)
-        return closed
+                    expired.append(ended)
+        return expired
 
     async def flush(self, *, everything: bool = False) -> None:
         """Write what opened and closed in one transaction, and archive what closed. Call once a cycle.

@@ -274,3 +274,13 @@ async def test_a_paper_account_that_cannot_be_read_is_not_overwritten(venue: Ven
         async with on_paper(venue, tmp_path):
             pytest.fail("opened")
     assert path.read_text() == "{ not an account"
+
+
+async def test_settled_funding_of_all_symbols_comes_once_and_oldest_first(exchange: Exchange) -> None:
+    now_ms = await exchange.server_time_ms()
+    rates = await exchange.funding_rates(now_ms - 48 * 3_600_000, now_ms)
+    keys = [(rate.at_ms, rate.symbol) for rate in rates]
+    assert keys == sorted(set(keys))
+    assert {symbol for _, symbol in keys} == {i.symbol for i in await exchange.instruments()}
+    assert all(now_ms - 48 * 3_600_000 <= rate.at_ms <= now_ms for rate in rates)
+    assert all(rate.at_ms % 3_600_000 == 0 and rate.mark_price > 0 for rate in rates)

@@ -23,6 +23,7 @@ from service.records import (
     Bracket,
     CandleUpdate,
     Fill,
+    FundingRate,
     Instrument,
     MarkPrice,
     Order,
@@ -40,6 +41,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 ZERO = Decimal(0)
 HOUR_MS = 3_600_000
+MINUTE_MS = 60_000
 BEGINNING_CHARACTERS = 200
 
 
@@ -179,6 +181,13 @@ class _Premium(msgspec.Struct, frozen=True, rename="camel"):
     next_funding_time: int = 0
 
 
+class _FundingRate(msgspec.Struct, frozen=True, rename="camel"):
+    symbol: str
+    funding_time: int
+    funding_rate: float
+    mark_price: str = ""
+
+
 class _Kline(msgspec.Struct, frozen=True, array_like=True, gc=False):
     open_ms: int
     open: float
@@ -194,6 +203,7 @@ _exchange_info: Answer[_ExchangeInfo] = Answer(_ExchangeInfo, "exchangeInfo")
 _symbols: Rows[_Symbol] = Rows(_Symbol, "exchangeInfo symbols")
 _tickers: Rows[_Ticker] = Rows(_Ticker, "ticker/24hr")
 _premiums: Rows[_Premium] = Rows(_Premium, "premiumIndex")
+_funding_rates: Rows[_FundingRate] = Rows(_FundingRate, "fundingRate")
 _klines: Rows[_Kline] = Rows(_Kline, "klines")
 
 
@@ -260,6 +270,29 @@ def mark_prices(body: bytes) -> list[MarkPrice]:
         for row in _premiums.decode(body)
         if row.mark_price.is_finite() and row.mark_price > 0
     ]
+
+
+def funding_rates(body: bytes) -> list[FundingRate]:
+    """Settled funding rates as they came, times rounded to the minute. Raises VenueMalformed."""
+    return [
+        FundingRate(
+            symbol=row.symbol,
+            at_ms=round(row.funding_time / MINUTE_MS) * MINUTE_MS,
+            rate=row.funding_rate,
+            mark_price=_price_or_zero(row.mark_price),
+        )
+        for row in _funding_rates.decode(body)
+        if isfinite(row.funding_rate)
+    ]
+
+
+def _price_or_zero(text: str) -> float:
+    """The venue leaves the price empty for settlements of its early days."""
+    try:
+        price = float(text)
+    except ValueError:
+        return 0.0
+    return price if isfinite(price) and price > 0 else 0.0
 
 
 def closed_candles(body: bytes, timeframe: str, now_ms: int) -> list[CandleRow]:

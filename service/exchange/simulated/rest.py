@@ -190,7 +190,7 @@ class PublicData:
         return self._one_or_all(call, lambda i: self._quotes.premium(i, mark[i], call.now_ms))
 
     def funding_rate(self, call: Call) -> list[dict[str, Any]]:
-        """Settled rates, oldest first; without a symbol the newest of each."""
+        """Settled rates, oldest first: from startTime on, or the newest. Without a symbol, those of all."""
         asked = call.read
         limit = asked.limit(100, 1_000)
         end_ms = min(asked.integer("endTime") or call.now_ms, call.now_ms)
@@ -199,8 +199,9 @@ class PublicData:
             return self._quotes.settled(self._index(call, "symbol"), start_ms, end_ms, limit)
         rows: list[dict[str, Any]] = []
         for index in self._quotes.listed(call.now_ms):
-            rows += self._quotes.settled(index, start_ms, end_ms, 1)
-        return sorted(rows, key=lambda row: row["fundingTime"])[-limit:]
+            rows += self._quotes.settled(index, start_ms, end_ms, limit)
+        rows.sort(key=lambda row: row["fundingTime"])
+        return rows[-limit:] if start_ms is None else rows[:limit]
 
     def funding_info(self, call: Call) -> list[dict[str, Any]]:
         """Only symbols whose interval is not the usual eight hours, as on the venue."""
@@ -253,6 +254,17 @@ class PublicData:
             raise fault(-1121)
         return row(index)
 
+
+KEY_PERMISSIONS = {
+    "ipRestrict": True,
+    "createTime": 1_767_225_600_000,
+    "enableReading": True,
+    "enableWithdrawals": False,
+    "enableInternalTransfer": False,
+    "permitsUniversalTransfer": False,
+    "enableFutures": True,
+}
+"""What every key of the simulated exchange may do, as the venue's wallet interface tells it."""
 
 EngineMethod = Callable[[Engine, str, Mapping[str, object], int], object]
 
@@ -323,6 +335,9 @@ class Rest:
             table[key] = Route(Security.SIGNED, self._asking(method))
         table["POST", "/fapi/v1/batchOrders"] = Route(Security.SIGNED, self._batch_orders)
         table["GET", "/fapi/v1/leverageBracket"] = Route(Security.SIGNED, public.brackets)
+        table["GET", "/sapi/v1/account/apiRestrictions"] = Route(
+            Security.SIGNED, lambda call: KEY_PERMISSIONS
+        )
         table["GET", "/fapi/v1/rateLimit/order"] = Route(Security.SIGNED, lambda call: RATE_LIMITS[1:])
         table["POST", "/fapi/v1/listenKey"] = Route(Security.KEY, self._create_listen_key)
         table["PUT", "/fapi/v1/listenKey"] = Route(Security.KEY, self._renew_listen_key)

@@ -1,0 +1,62 @@
+"""`perpd check`: is everything as trading needs it? Asks here and at the venue, changes nothing."""
+
+import argparse
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from service.check import here
+from service.check.result import Check, as_json, failures, lines
+from service.check.venue import VenueChecks
+from service.directory import market_name
+from service.errors import EXIT_FAILURE, EXIT_OK, CheckFailed
+from service.exchange.access import Access, reaching
+from service.logs import configure
+from service.settings import Loaded
+
+
+def run(loaded: Loaded, args: argparse.Namespace) -> int:
+    """Check and print the table. Exit code 1 when something fails."""
+    import msgspec
+    import uvloop
+
+    # The table says it all: what the parts log meanwhile would only stand in its way.
+    configure(msgspec.structs.replace(loaded.settings.log, level="error"), secrets=loaded.secrets.values())
+    checks = uvloop.run(_check(loaded, os.environ))
+    print(json.dumps(as_json(checks)) if args.json else "\n".join(lines(checks)))  # noqa: T201
+    return EXIT_FAILURE if failures(checks) else EXIT_OK
+
+
+async def _check(loaded: Loaded, environment: Mapping[str, str]) -> list[Check]:
+    settings = loaded.settings
+    directory = (
+        Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / market_name(settings)
+    )
+    checks = check_here(loaded, directory, environment)
+    # An embedded exchange keeps its account in a place of its own: a running daemon's is not disturbed.
+    with tempfile.TemporaryDirectory(prefix="perpd-check-") as apart:
+        async with reaching(loaded, Path(apart)) as access:
+            return checks + await VenueChecks(settings, access).run()
+
+
+def check_here(loaded: Loaded, directory: Path, environment: Mapping[str, str]) -> list[Check]:
+    """The checks that need no venue."""
+    settings = loaded.settings
+    live = settings.run.mode == "live"
+    return [
+        here.data_directory(directory, live=live, environment=environment),
+        here.disk_space(directory),
+        here.state(directory / "state.sqlite3"),
+        here.memory(settings),
+    ]
+
+
+async def require(loaded: Loaded, directory: Path, access: Access) -> None:
+    """Live trading starts only when nothing fails. Raises CheckFailed, naming what does."""
+    found = await asyncio.to_thread(check_here, loaded, directory, os.environ)
+    found += await VenueChecks(loaded.settings, access).run()
+    if bad := failures(found):
+        raise CheckFailed("; ".join(f"{check.name}: {check.found}" for check in bad))

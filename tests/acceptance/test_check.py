@@ -1,0 +1,47 @@
+"""`perpd check` as a user meets it, and live trading that does not start without it."""
+
+import json
+
+
+def test_the_simulated_exchange_passes_and_the_table_says_so(perpd):
+    run = perpd("check", "--symbols", "10", "--data-dir", "data")
+    stdout, stderr = run.process.communicate(timeout=60)
+    assert run.process.returncode == 0, stdout
+    assert stderr == ""
+    assert "pass  order route" in stdout
+    assert "fail" not in stdout
+
+
+def test_a_failure_is_an_exit_code_and_a_row_that_says_what_to_do(perpd):
+    run = perpd(
+        "check", "--json", "--symbols", "10", "--data-dir", "data", PERPD_MONITOR__MEMORY_LIMIT_MB="20"
+    )
+    stdout, _ = run.process.communicate(timeout=60)
+    assert run.process.returncode == 1
+    answer = json.loads(stdout)
+    assert not answer["ready"]
+    (failed,) = [check for check in answer["checks"] if check["verdict"] == "fail"]
+    assert failed["name"] == "memory"
+    assert "analysis.workers" in failed["advice"]
+
+
+def test_live_trading_does_not_start_on_a_failed_check(perpd):
+    sim = perpd("sim", "--port", "0", "--symbols", "10", "--speed", "1")
+    ready = sim.read_until("simulated exchange ready")
+    run = perpd(
+        "run",
+        "--mode",
+        "live",
+        "--symbols",
+        "10",
+        PERPD_RUN__LIVE_CONFIRMED="true",
+        PERPD_API_KEY="sim-key",
+        PERPD_API_SECRET="sim-secret",
+        PERPD_EXCHANGE__REST_URL=ready["rest_url"],
+        PERPD_EXCHANGE__STREAM_URL=ready["stream_url"],
+        PERPD_EXCHANGE__WALLET_URL=f"{ready['rest_url']}/nowhere",
+    )
+    assert run.finish(60) == 77
+    assert "key permissions" in run.failure["message"]
+    assert "perpd check" in run.failure["advice"]
+    assert run.summary["orders"] == 0

@@ -1,0 +1,289 @@
+"""Each failure that `perpd check` can find at the venue, over real sockets.
+
+A proxy stands before the simulated exchange and answers some paths as the venue does when it refuses.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from service.check import venue as venue_checks
+from service.check.result import Check, Verdict
+from service.check.venue import VenueChecks
+from service.clock import ScaledClock
+from service.exchange.access import Access
+from service.exchange.simulated.engine import Assumptions
+from service.exchange.simulated.generator import generate
+from service.exchange.simulated.server import ServerOptions, serving
+from service.settings import ExchangeSettings, MarketSettings, Settings
+
+Override = Callable[[web.Request], Awaitable[web.StreamResponse]] | tuple[int, Any]
+MARKET = MarketSettings(symbols=4, min_age_days=0.0)
+
+
+@asynccontextmanager
+async def checking(
+    overrides: dict[str, Override] | None = None,
+    *,
+    settings: Settings | None = None,
+    deposit: str = "10000",
+    key: str = "k",
+) -> AsyncIterator[VenueChecks]:
+    options = ServerOptions(
+        speed=1.0,
+        keys={"k": "s"},
+        deposit=Decimal(deposit),
+        assumptions=Assumptions(Decimal("0.0002"), Decimal("0.0005"), Decimal(2), Decimal(5)),
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with (
+            serving(generate(1, 4), options, listener) as venue,
+            _proxy(venue.port, overrides or {}) as port,
+        ):
+            clock = ScaledClock(venue.clock.origin_ms, venue.clock.origin_monotonic_s, 1.0)
+            address = ExchangeSettings(
+                rest_url=f"http://127.0.0.1:{port}",
+                stream_url=f"ws://127.0.0.1:{port}",
+                wallet_url=f"http://127.0.0.1:{port}",
+                request_limit_s=5.0,
+            )
+            access = Access(settings=address, clock=clock, api_key=key, api_secret="s" if key else "")
+            yield VenueChecks(settings or Settings(market=MARKET), access)
+
+
+@asynccontextmanager
+async def _proxy(behind: int, overrides: dict[str, Override]) -> AsyncIterator[int]:
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            override = overrides.get(f"{request.method} {request.path}") or overrides.get(request.path)
+            if callable(override):
+                return await override(request)
+            if override is not None:
+                status, body = override
+                return web.json_response(body, status=status)
+            if request.headers.get("Upgrade", "").lower() == "websocket":
+                return await _pass_stream(request, session, behind)
+            url = f"http://127.0.0.1:{behind}{request.raw_path}"
+            from yarl import URL
+
+            async with session.request(
+                request.method,
+                URL(url, encoded=True),
+                headers={"X-MBX-APIKEY": request.headers.get("X-MBX-APIKEY", "")},
+            ) as got:
+                return web.Response(status=got.status, body=await got.read(), content_type="application/json")
+
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await runner.setup()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            await web.SockSite(runner, listener).start()
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                await runner.cleanup()
+
+
+async def _pass_stream(
+    request: web.Request, session: aiohttp.ClientSession, behind: int
+) -> web.WebSocketResponse:
+    client = web.WebSocketResponse()
+    await client.prepare(request)
+    async with session.ws_connect(f"http://127.0.0.1:{behind}{request.raw_path}") as venue:
+
+        async def forward() -> None:
+            async for message in venue:
+                await client.send_str(message.data)
+
+        forwarding = asyncio.create_task(forward())
+        async for message in client:
+            await venue.send_str(message.data)
+        forwarding.cancel()
+    return client
+
+
+async def silent_stream(request: web.Request) -> web.WebSocketResponse:
+    """Acknowledges every subscription and sends nothing, as an unrouted address does since April 2026."""
+    stream = web.WebSocketResponse()
+    await stream.prepare(request)
+    async for message in stream:
+        await stream.send_str(json.dumps({"result": None, "id": json.loads(message.data)["id"]}))
+    return stream
+
+
+def named(checks: list[Check], name: str) -> Check:
+    return next(check for check in checks if check.name == name)
+
+
+async def test_a_sound_venue_passes_every_check():
+    async with checking() as checks:
+        found = await checks.run()
+    assert {check.verdict for check in found} == {Verdict.PASS}
+    assert len(found) == 13
+
+
+async def test_without_a_key_only_public_data_is_looked_at():
+    async with checking(key="") as checks:
+        found = await checks.run()
+    assert "api key" not in {check.name for check in found}
+    assert {check.verdict for check in found} == {Verdict.PASS}
+
+
+PERMISSIONS = {"enableWithdrawals": False, "enableFutures": True, "ipRestrict": True}
+BAD_KEY = {"code": -2015, "msg": "Invalid API-key, IP, or permissions for action, request ip: 203.0.113.7"}
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "name", "verdict", "words"),
+    [
+        ("/fapi/v1/time", (451, {"msg": "restricted location"}), "venue reachable", "fail", "HTTP 451"),
+        ("/fapi/v1/time", (403, {}), "venue reachable", "fail", "HTTP 403"),
+        ("/fapi/v3/account", (401, BAD_KEY), "api key", "fail", "the venue sees the address 203.0.113.7"),
+        ("/fapi/v1/leverageBracket", (200, []), "leverage brackets", "fail", "names none"),
+        (
+            "/fapi/v1/order/test",
+            (400, {"code": -4120, "msg": "Order type not supported"}),
+            "order route",
+            "fail",
+            "-4120",
+        ),
+        (
+            "/fapi/v1/openAlgoOrders",
+            (404, {"code": -5000, "msg": "no such path"}),
+            "order route",
+            "fail",
+            "-5000",
+        ),
+        ("/fapi/v1/listenKey", (401, BAD_KEY), "private stream", "fail", "-2015"),
+        ("/market/stream", silent_stream, "market stream", "fail", "sent nothing"),
+        (
+            "/fapi/v1/positionSide/dual",
+            (200, {"dualSidePosition": True}),
+            "account modes",
+            "fail",
+            "hedge mode",
+        ),
+        (
+            "/fapi/v1/multiAssetsMargin",
+            (200, {"multiAssetsMargin": True}),
+            "account modes",
+            "fail",
+            "multi-assets mode",
+        ),
+        (
+            "/sapi/v1/account/apiRestrictions",
+            (200, PERMISSIONS | {"enableWithdrawals": True}),
+            "key permissions",
+            "fail",
+            "may withdraw",
+        ),
+        (
+            "/sapi/v1/account/apiRestrictions",
+            (200, PERMISSIONS | {"enableFutures": False}),
+            "key permissions",
+            "fail",
+            "may not trade futures",
+        ),
+        ("/sapi/v1/account/apiRestrictions", (200, {}), "key permissions", "fail", "may withdraw"),
+        ("/sapi/v1/account/apiRestrictions", (502, {}), "key permissions", "fail", "502"),
+        (
+            "/sapi/v1/account/apiRestrictions",
+            (200, PERMISSIONS | {"permitsUniversalTransfer": True}),
+            "key permissions",
+            "warn",
+            "may move money",
+        ),
+        (
+            "/sapi/v1/account/apiRestrictions",
+            (200, PERMISSIONS | {"ipRestrict": False}),
+            "key permissions",
+            "warn",
+            "bound to no address",
+        ),
+    ],
+)
+async def test_each_failure_is_named_with_what_to_do(
+    monkeypatch, path: str, answer: Override, name: str, verdict: str, words: str
+):
+    monkeypatch.setattr(venue_checks, "DELIVERY_LIMIT_S", 0.5)
+    async with checking({path: answer}) as checks:
+        found = await checks.run()
+    check = named(found, name)
+    assert check.verdict == verdict
+    assert words in check.found
+    assert check.advice
+    if name == "venue reachable":
+        others = [c for c in found if c.name not in (name, "outbound address")]
+        assert {c.verdict for c in others} == {Verdict.SKIP}
+
+
+async def test_a_venue_that_is_away_fails():
+    async with checking() as checks:
+        nowhere = msgspec.structs.replace(checks._access.settings, rest_url="http://127.0.0.1:9")
+        checks._access = msgspec.structs.replace(checks._access, settings=nowhere)
+        found = await checks.run()
+    assert named(found, "venue reachable").verdict is Verdict.FAIL
+    assert named(found, "outbound address").verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(("ahead_ms", "verdict"), [(5_000, "fail"), (-5_000, "fail"), (800, "warn")])
+async def test_a_clock_that_is_off_is_told(ahead_ms: int, verdict: str):
+    async def time(request: web.Request) -> web.Response:
+        return web.json_response({"serverTime": checks._access.clock.now_ms() + ahead_ms})
+
+    async with checking({"/fapi/v1/time": time}) as checks:
+        found = await checks.run()
+    assert named(found, "clock").verdict == verdict
+
+
+async def test_a_universe_without_symbols_fails_and_what_needs_one_is_not_looked_at():
+    market = MarketSettings(symbols=4, min_age_days=1e6)
+    async with checking(settings=Settings(market=market)) as checks:
+        found = await checks.run()
+    assert named(found, "universe").verdict is Verdict.FAIL
+    assert named(found, "market stream").verdict is Verdict.SKIP
+
+
+async def test_fewer_symbols_than_asked_for_are_a_warning():
+    async with checking(settings=Settings(market=MarketSettings(symbols=200))) as checks:
+        found = await checks.run()
+    assert named(found, "universe").verdict is Verdict.WARN
+
+
+@pytest.mark.parametrize(("deposit", "verdict"), [("0.01", "fail"), ("3", "warn")])
+async def test_an_equity_below_the_venues_minimum_is_told(deposit: str, verdict: str):
+    async with checking(deposit=deposit) as checks:
+        found = await checks.run()
+    assert named(found, "minimum notionals").verdict == verdict
+
+
+async def test_orders_that_rest_already_are_a_warning():
+    resting = {
+        "orderId": 1,
+        "clientOrderId": "by-hand",
+        "symbol": "BTCUSDT",
+        "side": "BUY",
+        "type": "LIMIT",
+        "status": "NEW",
+        "origQty": "1",
+        "executedQty": "0",
+        "avgPrice": "0",
+        "price": "1",
+        "time": 1,
+        "updateTime": 1,
+    }
+    async with checking({"/fapi/v1/openOrders": (200, [resting])}) as checks:
+        found = await checks.run()
+    check = named(found, "open orders")
+    assert (check.verdict, check.found) == (Verdict.WARN, "1 orders rest, 0 positions are open")
