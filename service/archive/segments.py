@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import aiofiles
 import msgspec
@@ -26,6 +26,7 @@ TORN_SUFFIX = ".torn"
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TAIL_BYTES = 65_536
+LARGEST_LINE_BYTES = 16 * 1024 * 1024  # what the readers take as one line
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -138,40 +139,53 @@ def _cut(path: Path, end: int) -> None:
 class SegmentFile(Protocol):
     """An open segment. Every method raises OSError when the disk refuses."""
 
-    async def append(self, data: bytes) -> None:
-        """Return once all of `data` is on disk; after an OSError any part of it may be."""
+    async def write(self, data: bytes) -> None:
+        """Append; return once the kernel has all of `data`. After an OSError any part of it may be there."""
+        ...
+
+    async def sync(self) -> None:
+        """Return once everything written before is on disk; writes may go on meanwhile."""
         ...
 
     async def close(self) -> None: ...
 
 
-OpenSegment = Callable[[Path, int, Executor], Awaitable[SegmentFile]]
-"""Open the segment at `path` for appending, cut to `size_bytes` first; blocking calls run in `executor`."""
+class Threads(NamedTuple):
+    """Where blocking calls run: one thread writes while the other waits for the disk."""
+
+    write: Executor
+    sync: Executor
+
+
+OpenSegment = Callable[[Path, int, Threads], Awaitable[SegmentFile]]
+"""Open the segment at `path` for appending, cut to `size_bytes` first."""
 
 
 class DiskSegment:
-    """A segment on disk: one unbuffered write and one fsync for each append."""
+    """A segment on disk: unbuffered writes, fsync apart."""
 
-    def __init__(self, file: AsyncFileIO, executor: Executor) -> None:
+    def __init__(self, file: AsyncFileIO, threads: Threads) -> None:
         self._file = file
-        self._executor = executor
+        self._threads = threads
 
-    async def append(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
         written = await self._file.write(data)
         if written != len(data):
             raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes written")
-        await asyncio.get_running_loop().run_in_executor(self._executor, os.fsync, self._file.fileno())
+
+    async def sync(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads.sync, os.fsync, self._file.fileno())
 
     async def close(self) -> None:
         await self._file.close()
 
 
-async def open_segment(path: Path, size_bytes: int, executor: Executor) -> DiskSegment:
+async def open_segment(path: Path, size_bytes: int, threads: Threads) -> DiskSegment:
     """See `OpenSegment`. The file's name is durable on return, so a crash cannot lose a synced file."""
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(executor, _prepare, path, size_bytes)
-    file = await aiofiles.open(path, "ab", buffering=0, executor=executor)
-    return DiskSegment(file, executor)
+    await loop.run_in_executor(threads.write, _prepare, path, size_bytes)
+    file = await aiofiles.open(path, "ab", buffering=0, executor=threads.write)
+    return DiskSegment(file, threads)
 
 
 def _prepare(path: Path, size_bytes: int) -> None:
@@ -186,10 +200,18 @@ def _prepare(path: Path, size_bytes: int) -> None:
         os.close(descriptor)
     if size_bytes == 0:
         for directory in (path.parent, path.parent.parent, path.parent.parent.parent):
-            _sync_directory(directory)
+            sync_directory(directory)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
