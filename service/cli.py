@@ -58,7 +58,8 @@ def report(error: PerpdError) -> None:
 
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The parser of all commands; those of `bench` and `archive`, which a daemon need not hold, when asked."""
+    """The parser of all commands; what is below `bench` and `archive`, which a daemon need not hold, only
+    where that is the command."""
     parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
     parser.add_argument("--version", action="version", version=f"perpd {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)

@@ -20,7 +20,7 @@ from service.analysis.analyzer import ParallelAnalyzer
 from service.analysis.pool import InlineExecutor, NurseryPool, open_pool
 from service.archive.archiver import DataArchiver, archiving
 from service.clock import WallClock
-from service.cycle import CycleReport, Parts, run_cycle
+from service.cycle import Parts, run_cycle
 from service.directory import data_directory
 from service.errors import (
     EXIT_FAILURE,
@@ -50,6 +50,7 @@ from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import Clock, Exchange, StateStore
+from service.records import CycleReport
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.sqlite import open_sqlite
@@ -309,7 +310,7 @@ class _Opened:
         )
         self.sizes |= {
             "candle store": lambda: candles.bytes,
-            "archive buffers": lambda: held_bytes(self.archive),
+            "archive buffers": lambda: held_bytes(self.archive, within="service.archive"),
             "shadow book": lambda: held_bytes(shadows),
             "orders and positions": lambda: held_bytes(executor),
             "ledger": lambda: held_bytes(ledger),
@@ -449,6 +450,8 @@ class _Opened:
             report = await self._cycle(number)
             if report is not None:
                 self._account_for(report, summary)
+                if self.archive.writable:  # where it is not, cycles go on: they look after positions
+                    await self.archive.put("cycles", report)
             if settings.run.cycles and number >= settings.run.cycles:
                 self.stop.set("cycles done")
                 return

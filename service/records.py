@@ -404,3 +404,20 @@ class ShadowPosition(Record, frozen=True, kw_only=True):
     close_reason: str = ""
     outcome_r: float = 0.0  # result in R after fees
     pnl_fraction: float = 0.0  # of notional, after fees
+
+
+class CycleReport(Record, frozen=True, kw_only=True):
+    """What one cycle did, and how long it took (wall time)."""
+
+    number: int  # since the start of its run, from 1
+    finished_ms: int
+    analysed: int
+    stale: int
+    failed: int
+    signals: int
+    accepted: int
+    refused: dict[str, int]  # by RefusalReason
+    batches: int
+    analysis_s: float
+    seconds: float
+    garbage_s: float

@@ -40,7 +40,7 @@ from service.settings import ArchiveSettings
 
 log = structlog.get_logger("archive.archiver")
 
-STREAMS = ("signals", "decisions", "orders", "fills", "positions", "adjustments", "shadow_outcomes")
+STREAMS = ("signals", "decisions", "orders", "fills", "positions", "adjustments", "shadow_outcomes", "cycles")
 
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0

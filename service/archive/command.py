@@ -1,4 +1,4 @@
-"""`perpd archive ...`: one subcommand for each thing to do with the archive, beside a running daemon or without."""
+"""`perpd archive ...`: a subcommand for each thing to do with the archive, beside a running daemon or not."""
 
 import argparse
 from collections.abc import Callable
@@ -19,9 +19,7 @@ def _add_torture(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     torture.add_argument("--kills", type=int, default=500, metavar="N", help="how often (default 500)")
     torture.add_argument("--daemon", action="store_true", help="kill `perpd run` on a simulated exchange")
     torture.add_argument("--seed", type=int, default=1, metavar="N", help="of the moments (default 1)")
-    torture.add_argument(
-        "--directory", type=Path, metavar="DIR", help="on the disk to use (default: temporary)"
-    )
+    torture.add_argument("--directory", type=Path, metavar="DIR", help="on the disk to use")
     torture.set_defaults(archive_function=_torture)
 
 

@@ -1,9 +1,9 @@
-"""`perpd archive torture`: kill a process that records under load, again and again, and look for what is missing.
+"""`perpd archive torture`: kill a process that records under load, over and over; count what is missing.
 
-Each round is a fresh process. It reports every record it is about to put, and every one whose `put` returned,
-through a pipe that outlives it. After SIGKILL at a random moment the archive is opened again, which replays the
-journal, and what is new in the segments is compared: lost is acknowledged and absent, duplicated is there more
-often than it was put. Sequence numbers must go on without a gap.
+Each round is a fresh process. It reports every record it is about to put, and every one whose `put`
+returned, through a pipe that outlives it. After SIGKILL at a random moment the archive is opened again, which
+replays the journal, and what is new in the segments is compared: lost is acknowledged and absent, duplicated
+is there more often than it was put. Sequence numbers must go on without a gap.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ def digest(record: bytes) -> bytes:
 def torture(kind: str, kills: int, seed: int, directory: Path, *, tell: bool = False) -> Found:
     """Kill a process `kills` times and account for every record.
 
-    Args: kind: "archive" (producers alone) or "daemon" (`perpd run` on a simulated exchange); directory: empty.
+    Args: kind: "archive" (producers alone) or "daemon" (`perpd run` on a simulated exchange).
     Raises: TortureFailed: the process under test does not start.
     """
     chance = random.Random(seed)
@@ -245,6 +245,5 @@ class _Ledger:
         return b"{" + line.split(b",", 3)[3].rstrip(b"\n")
 
     def found(self, kills: int, seconds: float) -> Found:
-        totals = {name: self._totals[name] for name in Found.__struct_fields__ if name in self._totals}
-        zero = dict.fromkeys(Found.__struct_fields__, 0)
-        return Found(**{**zero, **totals, "kills": kills, "seconds": seconds})
+        counted = {name: self._totals[name] for name in Found.__struct_fields__[1:-1]}
+        return Found(kills=kills, seconds=seconds, **counted)

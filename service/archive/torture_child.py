@@ -118,7 +118,7 @@ def _report_start(pipe: int) -> None:
         os.write(pipe, READY + bytes(DIGEST_BYTES))
         return await run_cycle(*arguments)
 
-    daemon.run_cycle = reported
+    vars(daemon)["run_cycle"] = reported
 
 
 if __name__ == "__main__":
