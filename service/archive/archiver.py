@@ -19,6 +19,8 @@ import msgspec
 import structlog
 
 from service.archive.journal import Entry, Journal, open_journal
+from service.archive.manifest import seal
+from service.archive.schema import STREAMS, SchemaNewer, check_version
 from service.archive.segments import (
     LARGEST_LINE_BYTES,
     OpenSegment,
@@ -39,8 +41,6 @@ from service.records import Record
 from service.settings import ArchiveSettings
 
 log = structlog.get_logger("archive.archiver")
-
-STREAMS = ("signals", "decisions", "orders", "fills", "positions", "adjustments", "shadow_outcomes", "cycles")
 
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0
@@ -87,6 +87,7 @@ class DataArchiver:
         self._found_in_journal = found.journalled
         self._torn_bytes = sum(tail.torn_bytes for tail in found.tails.values()) + journal.torn_bytes
         self._replayed = 0
+        self._ended: list[tuple[Path, str]] = []  # segments to be sealed
         self._longest_bytes = journal.largest_bytes
         self._work = asyncio.Event()
         self._unsynced = asyncio.Event()
@@ -140,7 +141,7 @@ class DataArchiver:
             buffer.fall_behind()  # a disk that refuses: the journal is where it waits
             depth = 0
         sequence = buffer.next_sequence
-        line = encode_line(sequence, self._clock.now_ms(), encoded)
+        line = encode_line(sequence, self._clock.now_ms(), encoded, buffer.version)
         position = self._journal.append(buffer.code, sequence, line, use_reserve=not self._writable)
         if position < 0:
             self._crowded = True
@@ -182,7 +183,7 @@ class DataArchiver:
 
     async def _write_long(self, stream: Stream, encoded: bytes) -> None:
         sequence = stream.next_sequence
-        line = encode_line(sequence, self._clock.now_ms(), encoded)
+        line = encode_line(sequence, self._clock.now_ms(), encoded, stream.version)
         async with stream.file_turn:
             try:
                 file = await self._active(stream, sequence)
@@ -256,6 +257,17 @@ class DataArchiver:
             for stream in self._streams.values():
                 if stream.unsynced_position != NOWHERE:
                     await self._sync(stream)
+            if not self._unsynced.is_set():
+                await self._seal_ended()
+
+    async def _seal_ended(self) -> None:
+        """Describe segments that ended; what fails here is done by the next compaction."""
+        while self._ended:
+            path, stream = self._ended.pop()
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._threads.sync, seal, path, stream)
+            except (OSError, ValueError) as error:
+                log.warning("a segment could not be sealed, compaction tries again", reason=str(error))
 
     async def _drained(self) -> bool:
         """Whether all that was accepted is durable, after a last sync."""
@@ -370,6 +382,9 @@ class DataArchiver:
                 raise OSError("the segment could not be synced")
             await asyncio.sleep(0)
         await self._close_file(stream)
+        if stream.path is not None and stream.size_bytes:
+            self._ended.append((stream.path, stream.name))
+            self._unsynced.set()
 
     async def _close_file(self, stream: Stream) -> None:
         file, stream.file = stream.file, None
@@ -601,8 +616,12 @@ def _recover_all(directory: Path, journal: Journal) -> Found:
             for tail in tails.values():
                 if tail.path is not None:
                     sync_file(tail.path)
+        for stream, tail in tails.items():
+            check_version(stream, tail.version, str(tail.path))
     except OSError as error:
         raise DataDirectoryUnusable(f"the archive at {directory} cannot be read: {error}") from error
+    except SchemaNewer as error:
+        raise DataDirectoryUnusable(str(error)) from None
     for stream, tail in tails.items():
         if tail.torn_bytes:
             log.warning(

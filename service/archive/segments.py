@@ -1,6 +1,7 @@
 """The archive's files: their names, when a new one begins, and what a crash may have left at their end.
 
-    <archive>/<stream>/<UTC day>/<stream>-<first sequence number>.jsonl
+    <archive>/<stream>/<UTC day>/<stream>-<first sequence number>.jsonl             JSON lines, while hot
+    <archive>/<stream>/<UTC day>/<stream>-<first number>-<last number>.parquet      the same, compacted
 
 One line is one record: {"v":1,"seq":12,"archived_ms":...,<the record's fields>}. The last segment of a
 stream is the one with the highest number, whatever its day: a simulated market's days may repeat.
@@ -20,9 +21,9 @@ import aiofiles
 import msgspec
 from aiofiles.threadpool.binary import AsyncFileIO
 
-VERSION = 1
 SUFFIX = ".jsonl"
 TORN_SUFFIX = ".torn"
+PARQUET_SUFFIX = ".parquet"
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TAIL_BYTES = 65_536
@@ -44,11 +45,12 @@ class Tail(msgspec.Struct, frozen=True):
     size_bytes: int
     next_sequence: int
     torn_bytes: int  # cut from the end and kept beside the segment
+    version: int = 1  # the schema of the last record
 
 
-def encode_line(sequence: int, archived_ms: int, record: bytes) -> bytes:
+def encode_line(sequence: int, archived_ms: int, record: bytes, version: int = 1) -> bytes:
     """One line of a segment. Args: record: a JSON object, as `msgspec.json.encode` gives it."""
-    head = b'{"v":%d,"seq":%d,"archived_ms":%d' % (VERSION, sequence, archived_ms)
+    head = b'{"v":%d,"seq":%d,"archived_ms":%d' % (version, sequence, archived_ms)
     return head + (b"}\n" if record == b"{}" else b"," + record[1:] + b"\n")
 
 
@@ -64,15 +66,41 @@ def first_sequence(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
+def parquet_path(segment: Path, last_sequence: int) -> Path:
+    """Where a segment of JSON lines is kept once compacted."""
+    return segment.with_name(f"{segment.stem}-{last_sequence:012d}{PARQUET_SUFFIX}")
+
+
+def parquet_range(path: Path) -> tuple[int, int]:
+    """First and last sequence number of a compacted segment."""
+    first, last = path.stem.split("-")[-2:]
+    return int(first), int(last)
+
+
 def segments(directory: Path, stream: str) -> list[Path]:
-    """All segments of a stream, in the order they were written."""
-    name = re.compile(rf"{re.escape(stream)}-\d{{12,}}{re.escape(SUFFIX)}")
+    """All segments of JSON lines of a stream, in the order they were written."""
+    return sorted(_named(directory, stream, rf"\d{{12,}}{re.escape(SUFFIX)}"), key=first_sequence)
+
+
+def parquets(directory: Path, stream: str) -> list[Path]:
+    """All compacted segments of a stream, in the order they were written."""
+    found = _named(directory, stream, rf"\d{{12,}}-\d{{12,}}{re.escape(PARQUET_SUFFIX)}")
+    return sorted(found, key=parquet_range)
+
+
+def hot_segments(directory: Path, stream: str) -> list[Path]:
+    """Segments of JSON lines that are not compacted: one that is may still be there for a moment."""
+    firsts = {parquet_range(path)[0] for path in parquets(directory, stream)}
+    return [path for path in segments(directory, stream) if first_sequence(path) not in firsts]
+
+
+def _named(directory: Path, stream: str, numbers: str) -> list[Path]:
+    name = re.compile(rf"{re.escape(stream)}-{numbers}")
     root = directory / stream
     if not root.is_dir():
         return []
     days = [day for day in root.iterdir() if _DAY.fullmatch(day.name) and day.is_dir()]
-    found = [path for day in days for path in day.iterdir() if name.fullmatch(path.name)]
-    return sorted(found, key=first_sequence)
+    return [path for day in days for path in day.iterdir() if name.fullmatch(path.name)]
 
 
 def recover(directory: Path, stream: str) -> Tail:
@@ -80,9 +108,10 @@ def recover(directory: Path, stream: str) -> Tail:
 
     What is cut is appended to `<segment>.torn` first, so nothing is destroyed.
     """
-    found = segments(directory, stream)
-    if not found:
-        return Tail(path=None, size_bytes=0, next_sequence=1, torn_bytes=0)
+    found = hot_segments(directory, stream)
+    compacted = max((parquet_range(path)[1] for path in parquets(directory, stream)), default=0)
+    if not found or first_sequence(found[-1]) <= compacted:
+        return Tail(path=None, size_bytes=0, next_sequence=compacted + 1, torn_bytes=0)
     torn_bytes = 0
     for path in reversed(found):
         size = path.stat().st_size
@@ -90,14 +119,14 @@ def recover(directory: Path, stream: str) -> Tail:
         if end < size:
             _cut(path, end)
             torn_bytes += size - end
-        if last:
+        if last is not None:
             # A later segment that a crash left empty is named for the number that comes next: the same one.
-            return Tail(path=path, size_bytes=end, next_sequence=last + 1, torn_bytes=torn_bytes)
+            return Tail(path, end, last.seq + 1, torn_bytes, last.v)
     return Tail(path=found[0], size_bytes=0, next_sequence=first_sequence(found[0]), torn_bytes=torn_bytes)
 
 
-def _last_whole_line(path: Path, size: int) -> tuple[int, int]:
-    """End offset of the last readable line and its sequence number; (0, 0) when there is none."""
+def _last_whole_line(path: Path, size: int) -> tuple[int, Envelope | None]:
+    """End offset of the last readable line and its envelope; (0, None) when there is none."""
     with path.open("rb") as file:
         span = min(_TAIL_BYTES, size)
         while True:
@@ -108,20 +137,21 @@ def _last_whole_line(path: Path, size: int) -> tuple[int, int]:
                 start = data.rfind(b"\n", 0, end - 1) + 1
                 if start == 0 and span < size:
                     break  # the line may begin before what was read
-                sequence = _sequence(data[start:end])
-                if sequence:
-                    return size - span + end, sequence
+                envelope = envelope_of(data[start:end])
+                if envelope is not None:
+                    return size - span + end, envelope
                 end = start
             if span == size:
-                return 0, 0
+                return 0, None
             span = min(span * 4, size)
 
 
-def _sequence(line: bytes) -> int:
+def envelope_of(line: bytes) -> Envelope | None:
+    """None for a line that is no record."""
     try:
-        return msgspec.json.decode(line, type=Envelope).seq
+        return msgspec.json.decode(line, type=Envelope)
     except msgspec.DecodeError:
-        return 0
+        return None
 
 
 def _cut(path: Path, end: int) -> None:

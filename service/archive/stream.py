@@ -9,6 +9,7 @@ import sys
 
 import msgspec
 
+from service.archive.schema import version
 from service.archive.segments import SegmentFile, Tail
 
 NOWHERE = sys.maxsize  # as a position: nothing waits
@@ -29,6 +30,7 @@ class Stream:
     def __init__(self, name: str, tail: Tail, now_s: float) -> None:
         self.name = name
         self.code = name.encode("ascii")
+        self.version = version(name)
         self.path = tail.path
         self.size_bytes = tail.size_bytes  # known to be durable
         self.file: SegmentFile | None = None

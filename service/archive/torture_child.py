@@ -53,7 +53,8 @@ async def _produce(spec: dict[str, Any]) -> NoReturn:
     import asyncio
     from pathlib import Path
 
-    from service.archive.archiver import STREAMS, archiving
+    from service.archive.archiver import archiving
+    from service.archive.schema import STREAMS
     from service.clock import WallClock
     from service.settings import ArchiveSettings
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from service.archive.archiver import STREAMS, DataArchiver, archiving
+from service.archive.archiver import DataArchiver, archiving
+from service.archive.schema import STREAMS
 from service.archive.segments import SegmentFile, Threads, open_segment, segments
 from service.clock import ManualClock, WallClock
 from service.errors import ArchiveNotDrained, DataDirectoryUnusable
