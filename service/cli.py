@@ -186,7 +186,7 @@ def _bench(args: argparse.Namespace) -> int:
 def _archive(args: argparse.Namespace) -> int:
     from service.archive.command import run
 
-    return run(args)
+    return run(args, _load)
 
 
 def _version() -> str:

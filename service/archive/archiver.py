@@ -8,9 +8,7 @@ exits) goes to the journal alone, and all of it is written by itself once the di
 
 import asyncio
 import contextlib
-import fcntl
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ import msgspec
 import structlog
 
 from service.archive.journal import Entry, Journal, open_journal
+from service.archive.lock import only_writer
 from service.archive.manifest import seal
 from service.archive.schema import STREAMS, SchemaNewer, check_version
 from service.archive.segments import (
@@ -630,21 +629,3 @@ def _recover_all(directory: Path, journal: Journal) -> Found:
     if journal.torn_bytes:
         log.warning("a torn record was set aside from the journal", bytes=journal.torn_bytes)
     return Found(tails, journalled)
-
-
-@contextlib.contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
-    """Hold the archive's lock. Raises DataDirectoryUnusable."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise DataDirectoryUnusable(f"the archive at {directory} cannot be written: {error}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataDirectoryUnusable(f"another process writes the archive at {directory}") from error
-        yield
-    finally:
-        os.close(descriptor)

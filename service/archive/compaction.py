@@ -1,14 +1,9 @@
 """From finished segments of JSON lines to Parquet, in a process that ends and has a memory limit of its own.
 
-    python -m service.archive.compaction DIRECTORY [--memory-mb N]
-
 One segment at a time: checked against its manifest, written beside it under another name, compared with it
 row by row, renamed; only then the JSON lines go. Killed at any moment, each record is in one of the two.
 """
 
-import argparse
-import os
-import sys
 from pathlib import Path
 
 import msgspec
@@ -26,8 +21,7 @@ from service.archive.segments import (
     sync_directory,
     sync_file,
 )
-from service.errors import EXIT_IO, EXIT_OK, PerpdError
-from service.settings import LogSettings
+from service.errors import EXIT_IO, PerpdError
 
 log = structlog.get_logger("archive.compaction")
 
@@ -51,11 +45,14 @@ class CompactionFailed(PerpdError):
     exit_code = EXIT_IO
 
 
-def compact(directory: Path, memory_mb: int = DEFAULT_MEMORY_MB) -> Compacted:
-    """Compact every finished segment. The newest of each stream is the writer's and stays."""
+def compact(directory: Path, memory_mb: int = DEFAULT_MEMORY_MB, *, newest: bool = False) -> Compacted:
+    """Compact every finished segment. The newest of each stream is the writer's.
+
+    Args: newest: that one too; the caller holds the archive's lock.
+    """
     count = records = json_bytes = parquet_bytes = refused = 0
     for stream in STREAMS:
-        for segment in finished(directory, stream):
+        for segment in segments(directory, stream) if newest else finished(directory, stream):
             try:
                 manifest = compact_one(directory, segment, stream, memory_mb)
             except (CompactionFailed, OSError, ValueError, PerpdError) as error:
@@ -153,22 +150,3 @@ def _content(rows: str) -> str:
 def _remove(segment: Path) -> None:
     segment.unlink(missing_ok=True)
     manifest_path(segment).unlink(missing_ok=True)
-
-
-def main(argv: list[str]) -> int:
-    """One run; its result is the last line on stdout, as JSON."""
-    from service.logs import configure
-
-    parser = argparse.ArgumentParser(prog="service.archive.compaction")
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--memory-mb", type=int, default=DEFAULT_MEMORY_MB)
-    args = parser.parse_args(argv)
-    configure(LogSettings(format="json"))
-    os.nice(19)
-    result = compact(args.directory, args.memory_mb)
-    sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
-    return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

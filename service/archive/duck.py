@@ -11,10 +11,11 @@ from service.archive.schema import columns, former_columns, select_list
 from service.archive.segments import LARGEST_LINE_BYTES
 
 DuckError = duckdb.Error
+Connection = duckdb.DuckDBPyConnection
 
 
 @contextmanager
-def connected(memory_mb: int, threads: int = 1) -> Iterator["duckdb.DuckDBPyConnection"]:
+def connected(memory_mb: int, threads: int = 1) -> Iterator[Connection]:
     """A database in memory, within its limit; what does not fit goes to a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="perpd-duckdb-") as spill:
         connection = duckdb.connect()
