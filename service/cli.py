@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code. Errors with a name become one line that says what to do."""
-    parser = build_parser(measuring=list(argv[:1]) == ["bench"])
+    parser = build_parser(argv[0] if argv else "")
     args = parser.parse_args(argv)
     try:
         code: int = args.function(args)
@@ -57,8 +57,9 @@ def report(error: PerpdError) -> None:
     log_failure(error)
 
 
-def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
-    """The parser of all commands; `measuring` adds those of `bench`, which a daemon need not hold."""
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of all commands; what is below `bench` and `archive`, which a daemon need not hold, only
+    where that is the command."""
     parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
     parser.add_argument("--version", action="version", version=f"perpd {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
@@ -90,11 +91,18 @@ def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
     sim.set_defaults(function=_sim)
 
     bench = commands.add_parser("bench", help="measure perpd on this machine")
-    if measuring:
+    if command == "bench":
         from service.bench.command import add_arguments as add_bench_arguments
 
         add_bench_arguments(bench)
     bench.set_defaults(function=_bench)
+
+    archive = commands.add_parser("archive", help="list, verify, query, export or tidy what was recorded")
+    if command == "archive":
+        from service.archive.command import add_arguments as add_archive_arguments
+
+        add_archive_arguments(archive, _add_run_arguments)
+    archive.set_defaults(function=_archive)
     return parser
 
 
@@ -184,6 +192,12 @@ def _bench(args: argparse.Namespace) -> int:
     from service.bench.command import run
 
     return run(args)
+
+
+def _archive(args: argparse.Namespace) -> int:
+    from service.archive.command import run
+
+    return run(args, _load)
 
 
 def _version() -> str:

@@ -28,7 +28,7 @@ PerpdError
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 64
-EXIT_DATA = 65
+EXIT_DATA = 65  # EX_DATAERR: what is on disk is not whole, or not enough
 EXIT_UNAVAILABLE = 69
 EXIT_DATA_DIRECTORY = 73
 EXIT_IO = 74
@@ -82,6 +82,8 @@ class HistoryUnusable(PerpdError):
     """The archive holds nothing that a dataset can be made of, or the dataset's directory cannot be used."""
 
     exit_code = EXIT_DATA
+
+
 class CheckFailed(PerpdError):
     """A check that live trading needs has failed."""
 
