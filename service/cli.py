@@ -58,8 +58,8 @@ def report(error: PerpdError) -> None:
 
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The parser of all commands; what is below `bench` and `archive`, which a daemon need not hold, only
-    where that is the command."""
+    """The parser of all commands; what is below `bench`, `archive` and `dataset`, which a daemon need not
+    hold, only where that is the command."""
     parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
     parser.add_argument("--version", action="version", version=f"perpd {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
@@ -103,7 +103,21 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 
         add_archive_arguments(archive, _add_run_arguments)
     archive.set_defaults(function=_archive)
+
+    dataset = commands.add_parser("dataset", help="make a training set of the archive, and look at it")
+    if command == "dataset":
+        from service.learning.command import add_arguments as add_dataset_arguments
+
+        add_dataset_arguments(dataset, _add_source_arguments)
+    dataset.set_defaults(function=_dataset)
     return parser
+
+
+def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which run's data directory is meant."""
+    parser.add_argument("--mode", help="sim (default), paper or live")
+    parser.add_argument("--data-dir", metavar="DIR", help="where candles, state and archive live")
+    parser.add_argument("--config", metavar="F", type=Path, help="settings file, TOML")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +150,7 @@ def _load(args: argparse.Namespace) -> Any:
         key: getattr(args, name)
         for name, keys in RUN_FLAGS.items()
         for key in keys
-        if getattr(args, name) is not None
+        if getattr(args, name, None) is not None
     }
     return load(file, os.environ, flags)
 
@@ -196,6 +210,12 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _archive(args: argparse.Namespace) -> int:
     from service.archive.command import run
+
+    return run(args, _load)
+
+
+def _dataset(args: argparse.Namespace) -> int:
+    from service.learning.command import run
 
     return run(args, _load)
 

@@ -17,9 +17,9 @@ from service.bench.result import Figure, Result
 NAME = "dataset"
 SUMMARY = "records a second and peak memory of building and describing a training set"
 MEASURES = (
-    "A made-up history in the archive's compacted form (`perpd dataset generate`), then `perpd dataset build` "
-    "and `describe` on it, each in a process of its own. A record is a signal with its outcome and 29 features. "
-    "Peak memory: the kernel's highest resident size of the process."
+    "A made-up history in the archive's compacted form (`perpd dataset generate`), then `perpd dataset "
+    "build` and `describe` on it, each in a process of its own. A record is a signal with its outcome and 29 "
+    "features. Peak memory: the kernel's highest resident size of the process."
 )
 RATE_GOAL, PEAK_GOAL_MB = 200_000.0, 512.0
 
@@ -83,6 +83,4 @@ def _perpd(*arguments: str) -> _Done:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise BenchFailed(f"perpd {' '.join(arguments[:2])} ended with {process.returncode}: {output[-400:]}")
-    return _Done(
-        time.monotonic() - began_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output
-    )
+    return _Done(time.monotonic() - began_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)

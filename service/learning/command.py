@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser, add_source: AddFlags) -> None
     build.add_argument(
         "--memory-mb", type=int, default=MEMORY_MB, metavar="MB", help=f"for the process ({MEMORY_MB})"
     )
-    describe = add("describe", "class balance, feature ranges, missing values, drift between splits", _describe)
+    describe = add(
+        "describe", "class balance, feature ranges, missing values, drift between splits", _describe
+    )
     describe.add_argument("dataset", type=Path, metavar="DIR")
     describe.add_argument("--json", action="store_true", help="print one JSON object")
     describe.add_argument("--image", type=Path, metavar="FILE", help="write an SVG image there")

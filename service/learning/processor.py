@@ -162,7 +162,7 @@ class MLDataProcessor:
     def _read(self, window: _Window) -> dict[str, npt.NDArray[Any]]:
         """Columns of the window's signals with what became of them; NULLs are NaN, or 0 in times."""
         if set(self.names) <= set(self._usual):
-            found = self._fetch(window, [f"s.v[{self._usual.index(name) + 1}]" for name in self.names])
+            found = self._fetch(window, [f"s.held[{self._usual.index(name) + 1}]" for name in self.names])
             if (found["usual"] == found["keys"]).all():
                 return found
         # A name each costs three times a place each: only where a signal has its features in another order.
@@ -171,11 +171,12 @@ class MLDataProcessor:
     def _fetch(self, window: _Window, features: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         listed = ", ".join(f"{value}::double as f{number}" for number, value in enumerate(features))
         found = self._history.execute(
-            f"""select hash(s.signal_id) as id, hash(s.k) as keys, hash($usual::varchar[]) as usual,
+            f"""select hash(s.signal_id) as id, hash(s.named) as keys, hash($usual::varchar[]) as usual,
                        s.candle_close_ms as opened_ms, o.closed_ms as closed_ms,
                        o.outcome_r::double as outcome_r, r.real_r as real_r, {listed}
-                from (select *, map_keys(features) as k, map_values(features) as v from signals
-                      where strategy = $strategy
+                from (select signal_id, candle_close_ms, features,
+                             map_keys(features) as named, map_values(features) as held
+                      from signals where strategy = $strategy
                       and candle_close_ms >= $from_ms and candle_close_ms < $until_ms) s
                 left join (select signal_id, closed_ms, outcome_r from shadow_outcomes
                            where opened_ms >= $from_ms and opened_ms < $until_ms) o using (signal_id)

@@ -1,4 +1,4 @@
-"""A made-up history of any size, in the archive's own compacted form: for benchmarks and for trying things out.
+"""A made-up history of any size, in the archive's own compacted form: for benchmarks and for trying out.
 
 Every symbol has a signal at every candle. Its features follow distributions like those of the founding
 strategy; its outcome depends a little on three of them, so that there is something to learn. The same seed
@@ -61,9 +61,7 @@ def generate(directory: Path, size: Size) -> int:
 
 def _make_day(connection: Connection, size: Size, begin: int, count: int) -> None:
     """One day's signals and outcomes as a table: at each candle, one of each symbol."""
-    noises = ", ".join(
-        f"{_noise(place, size.seed)} as n{place}" for place in range(len(FEATURE_NAMES) + 1)
-    )
+    noises = ", ".join(f"{_noise(place, size.seed)} as n{place}" for place in range(len(FEATURE_NAMES) + 1))
     connection.execute(
         f"""create or replace temp table day as
             select *, 'synthetic:' || symbol || ':' || at_ms || ':' || position_side as signal_id
@@ -109,30 +107,38 @@ def _columns(stream: str) -> dict[str, str]:
     shared = {"symbol": "symbol", "position_side": "position_side", "signal_id": "signal_id"}
     prices = {"entry": "100.0", "stop": "100.0 - side", "target": "100.0 + 2.0 * side"}
     if stream == "signals":
-        return shared | prices | {
-            "strategy": "'synthetic'",
-            "candle_close_ms": "at_ms",
-            "atr": "0.5",
-            "confidence": "least(greatest(0.55 + 0.12 * n5, 0.0), 1.0)",
-            "scores": _scores(),
-            "features": _features(),
-        }
+        return (
+            shared
+            | prices
+            | {
+                "strategy": "'synthetic'",
+                "candle_close_ms": "at_ms",
+                "atr": "0.5",
+                "confidence": "least(greatest(0.55 + 0.12 * n5, 0.0), 1.0)",
+                "scores": _scores(),
+                "features": _features(),
+            }
+        )
     held_ms = f"({CANDLE_MS} * (1 + hash(n, 'held') % 36))"
-    return shared | prices | {
-        "position_id": "'shadow:' || signal_id",
-        "opened_ms": "at_ms",
-        "checked_ms": f"at_ms + {held_ms}",
-        "closed_ms": f"at_ms + {held_ms}",
-        "favourable_excursion": f"greatest({_result()}, 0.3)",
-        "adverse_excursion": f"greatest(-({_result()}), 0.3)",
-        "exit_price": f"100.0 + side * ({_result()})",
-        "close_reason": f"case when {_result()} > 0 then 'target' else 'stop' end",
-        "outcome_r": _result(),
-        "pnl_fraction": f"({_result()}) / 100.0",
-        "funding_fraction": "0.0",
-        "resolution": "'5m'",
-        "traded": "false",
-    }
+    return (
+        shared
+        | prices
+        | {
+            "position_id": "'shadow:' || signal_id",
+            "opened_ms": "at_ms",
+            "checked_ms": f"at_ms + {held_ms}",
+            "closed_ms": f"at_ms + {held_ms}",
+            "favourable_excursion": f"greatest({_result()}, 0.3)",
+            "adverse_excursion": f"greatest(-({_result()}), 0.3)",
+            "exit_price": f"100.0 + side * ({_result()})",
+            "close_reason": f"case when {_result()} > 0 then 'target' else 'stop' end",
+            "outcome_r": _result(),
+            "pnl_fraction": f"({_result()}) / 100.0",
+            "funding_fraction": "0.0",
+            "resolution": "'5m'",
+            "traded": "false",
+        }
+    )
 
 
 def _write(connection: Connection, directory: Path, stream: str, begin: int, count: int) -> None:
