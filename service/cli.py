@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code. Errors with a name become one line that says what to do."""
-    parser = build_parser(measuring=list(argv[:1]) == ["bench"])
+    parser = build_parser(argv[0] if argv else "")
     args = parser.parse_args(argv)
     try:
         code: int = args.function(args)
@@ -57,8 +57,9 @@ def report(error: PerpdError) -> None:
     log_failure(error)
 
 
-def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
-    """The parser of all commands; `measuring` adds those of `bench`, which a daemon need not hold."""
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of all commands; what is below `bench`, `archive` and `dataset`, which a daemon need not
+    hold, only where that is the command."""
     parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
     parser.add_argument("--version", action="version", version=f"perpd {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
@@ -90,12 +91,33 @@ def build_parser(*, measuring: bool = False) -> argparse.ArgumentParser:
     sim.set_defaults(function=_sim)
 
     bench = commands.add_parser("bench", help="measure perpd on this machine")
-    if measuring:
+    if command == "bench":
         from service.bench.command import add_arguments as add_bench_arguments
 
         add_bench_arguments(bench)
     bench.set_defaults(function=_bench)
+
+    archive = commands.add_parser("archive", help="list, verify, query, export or tidy what was recorded")
+    if command == "archive":
+        from service.archive.command import add_arguments as add_archive_arguments
+
+        add_archive_arguments(archive, _add_run_arguments)
+    archive.set_defaults(function=_archive)
+
+    dataset = commands.add_parser("dataset", help="make a training set of the archive, and look at it")
+    if command == "dataset":
+        from service.learning.command import add_arguments as add_dataset_arguments
+
+        add_dataset_arguments(dataset, _add_source_arguments)
+    dataset.set_defaults(function=_dataset)
     return parser
+
+
+def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which run's data directory is meant."""
+    parser.add_argument("--mode", help="sim (default), paper or live")
+    parser.add_argument("--data-dir", metavar="DIR", help="where candles, state and archive live")
+    parser.add_argument("--config", metavar="F", type=Path, help="settings file, TOML")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +150,7 @@ def _load(args: argparse.Namespace) -> Any:
         key: getattr(args, name)
         for name, keys in RUN_FLAGS.items()
         for key in keys
-        if getattr(args, name) is not None
+        if getattr(args, name, None) is not None
     }
     return load(file, os.environ, flags)
 
@@ -184,6 +206,18 @@ def _bench(args: argparse.Namespace) -> int:
     from service.bench.command import run
 
     return run(args)
+
+
+def _archive(args: argparse.Namespace) -> int:
+    from service.archive.command import run
+
+    return run(args, _load)
+
+
+def _dataset(args: argparse.Namespace) -> int:
+    from service.learning.command import run
+
+    return run(args, _load)
 
 
 def _version() -> str:

@@ -17,6 +17,7 @@ from service.monitor.performance import PerformanceMonitor
 from service.ports import Clock, StateStore
 from service.records import (
     Bracket,
+    CycleReport,
     Decision,
     DecisionOutcome,
     Load,
@@ -63,24 +64,6 @@ class Parts:
     entries_off: Callable[[], str]  # why nothing may be opened now, or ""
     decided: dict[str, int] = field(default_factory=dict)  # signal id to candle close, recent ones only
     first_ms: int = 0  # when the first cycle began; what closed before it was nobody's delay
-
-
-class CycleReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What one cycle did."""
-
-    number: int
-    analysed: int
-    stale: int
-    failed: int
-    shed: int  # not reached before the deadline
-    signals: int
-    accepted: int
-    refused: dict[str, int]
-    batches: int
-    analysis_s: float
-    close_to_signal_s: float | None  # wall time, of the latest new signal; None without one
-    seconds: float
-    garbage_s: float
 
 
 async def run_cycle(parts: Parts, number: int) -> CycleReport:
@@ -247,6 +230,7 @@ def _report(
     refused = Counter(d.reason for _, d in decisions if d.outcome is DecisionOutcome.REFUSED)
     return CycleReport(
         number=number,
+        finished_ms=parts.clock.now_ms(),
         analysed=analysis.analysed + analysis.reused,
         stale=len(stale),
         failed=len(analysis.failed),

@@ -19,8 +19,9 @@ import uvloop
 from service.analysis.analyzer import ParallelAnalyzer
 from service.analysis.pool import InlineExecutor, NurseryPool, open_pool
 from service.archive.archiver import DataArchiver, archiving
+from service.archive.keeper import Keeper
 from service.clock import WallClock
-from service.cycle import CLOSE_TO_SIGNAL, CycleReport, Parts, run_cycle
+from service.cycle import CLOSE_TO_SIGNAL, Parts, run_cycle
 from service.directory import data_directory
 from service.errors import (
     EXIT_FAILURE,
@@ -43,6 +44,7 @@ from service.market.feed import CandleFeed
 from service.market.funding import FundingHistory
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
+from service.monitor.budget import Level
 from service.monitor.control import controlling
 from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
 from service.monitor.lag import LoopLag
@@ -54,6 +56,7 @@ from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import Clock, Exchange, StateStore
+from service.records import CycleReport
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.sqlite import open_sqlite
@@ -74,6 +77,7 @@ CLOSE_POLL_S = 0.01
 # Shares of the drain limit: the cycle under way, orders in flight, and the archive.
 CYCLE_SHARE, SETTLE_SHARE, ARCHIVE_SHARE = 0.25, 0.35, 0.4
 STALLED_S = 300.0
+UPKEEP_MB = 60  # what the archive's upkeep takes beside its data
 CENT = Decimal("0.01")
 
 log = structlog.get_logger("perpd")
@@ -264,6 +268,7 @@ class _Opened:
             ),
             stop=lambda reason: self.stop.set(reason),
         )
+        self.keeper = Keeper(directory / "archive", settings.archive, monitor, calm=self._calm)
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
@@ -368,7 +373,7 @@ class _Opened:
         )
         self.sizes |= {
             "candle store": lambda: candles.bytes,
-            "archive buffers": lambda: held_bytes(self.archive),
+            "archive buffers": lambda: held_bytes(self.archive, within="service.archive"),
             "shadow book": lambda: held_bytes(shadows),
             "orders and positions": lambda: held_bytes(executor),
             "ledger": lambda: held_bytes(ledger),
@@ -457,6 +462,7 @@ class _Opened:
             watchers = [
                 tasks.create_task(self.lag.run(), name="monitor.lag"),
                 tasks.create_task(self._stalled(), name="monitor.stalled"),
+                tasks.create_task(self.keeper.run(), name="archive.keeper"),
             ]
             try:
                 with self.held.watching():
@@ -468,6 +474,15 @@ class _Opened:
     def _on_lag(self, lag_ms: float) -> None:
         self.monitor.count("loop.lag_alarms")
         log.warning("the event loop was held up", lag_ms=round(lag_ms, 1), stack=self.held.take())
+
+    def _calm(self, running: bool) -> bool:
+        """Whether the archive's upkeep may run: memory is plentiful and, before it starts, so is the CPU."""
+        if self.guard.level is not Level.NORMAL:
+            return False
+        needed_mb = self.settings.archive.compact_memory_mb + UPKEEP_MB
+        used_mb = self.memory.pss_mb_last + needed_mb
+        room = used_mb < self.memory.limit_mb * self.settings.monitor.memory_levels[0]
+        return running or (room and self.guard.load.cpu_fraction < self.settings.analysis.cpu_thresholds[0])
 
     def _entries_off(self) -> str:
         """Why nothing may be opened now, or ''."""
@@ -495,6 +510,13 @@ class _Opened:
             "perpd_repair_queue_depth": ("Series waiting for repair", float(feed.statistics()["depth"])),
         }
         gauges |= _cache_gauges(self.cache.statistics()) | _delay_gauges(self.monitor)
+        archive, keeper = self.archive.statistics(), self.keeper
+        gauges |= {
+            "perpd_archive_disk_bytes": ("Bytes of the archive on disk", float(keeper.disk_bytes)),
+            "perpd_archive_disk_free_bytes": ("Bytes free on its disk", float(keeper.disk_free_bytes)),
+            "perpd_archive_journal_bytes": ("Bytes in its journal", float(archive.journal_bytes)),
+            "perpd_archive_writable": ("1 when the archive can be written", float(archive.writable)),
+        }
         if account is not None:
             gauges["perpd_equity"] = ("Equity with open positions, quote currency", float(account.equity))
         return gauges
@@ -514,6 +536,8 @@ class _Opened:
             report = await self._cycle(number)
             if report is not None:
                 self._account_for(report, summary)
+                if self.archive.writable:  # where it is not, cycles go on: they look after positions
+                    await self.archive.put("cycles", report)
             if settings.run.cycles and number >= settings.run.cycles:
                 self.stop.set("cycles done")
                 return

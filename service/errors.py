@@ -5,6 +5,7 @@ PerpdError
   LimitTooLow             exit 78: the memory limit is below what start-up needs
   DataDirectoryUnusable   exit 73: not writable, full, or held by another daemon
   PortInUse               exit 69: another process listens there
+  HistoryUnusable         exit 65: the archive or dataset holds nothing to work with
   CheckFailed             exit 77: live trading does not start, `perpd check` says what to do
   DaemonUnreachable       exit 69: no daemon answers on the data directory's control socket
   VenueError
@@ -28,6 +29,7 @@ PerpdError
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 64
+EXIT_DATA = 65  # EX_DATAERR: what is on disk is not whole, or not enough
 EXIT_UNAVAILABLE = 69
 EXIT_DATA_DIRECTORY = 73
 EXIT_IO = 74
@@ -75,6 +77,12 @@ class PortInUse(PerpdError):
     """Another process listens on the port."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class HistoryUnusable(PerpdError):
+    """The archive holds nothing that a dataset can be made of, or the dataset's directory cannot be used."""
+
+    exit_code = EXIT_DATA
 
 
 class CheckFailed(PerpdError):

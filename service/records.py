@@ -426,3 +426,22 @@ class ShadowPosition(Record, frozen=True, kw_only=True):
     funding_fraction: float = 0.0  # of notional, over the time held; positive is received
     resolution: str = ""  # a Resolution, or "" while open
     traded: bool = False  # the signal has a real position as well
+
+
+class CycleReport(Record, frozen=True, kw_only=True):
+    """What one cycle did, and how long it took (wall time)."""
+
+    number: int  # since the start of its run, from 1
+    finished_ms: int
+    analysed: int
+    stale: int
+    failed: int
+    shed: int  # not reached before the deadline
+    signals: int
+    accepted: int
+    refused: dict[str, int]  # by RefusalReason
+    batches: int
+    analysis_s: float
+    close_to_signal_s: float | None  # of the latest new signal; None without one
+    seconds: float
+    garbage_s: float

@@ -1,31 +1,39 @@
-"""Every record perpd makes is kept: buffered by stream, appended to the stream's active segment.
+"""Every record perpd makes is kept: journalled at once, buffered by stream, appended to its stream's segment.
 
-A record accepted by `put` is on disk after at most `flush_after_s`, or 49 further records of its
-stream, or the drain. A disk that refuses loses nothing: buffers stay, producers wait, `writable` is False.
+A record accepted by `put` is in the journal and survives SIGKILL; it is synced to its segment, and survives
+power loss, after at most `flush_after_s`, 49 further records of its stream, or the drain. A disk that is slow
+makes producers wait. One that refuses loses nothing: `writable` is False, what still comes (the records of
+exits) goes to the journal alone, and all of it is written by itself once the disk takes again.
 """
 
 import asyncio
 import contextlib
-import fcntl
-import os
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from service.archive.journal import Entry, Journal, open_journal
+from service.archive.lock import only_writer
+from service.archive.manifest import seal
+from service.archive.schema import STREAMS, SchemaNewer, check_version
 from service.archive.segments import (
+    LARGEST_LINE_BYTES,
     OpenSegment,
     SegmentFile,
     Tail,
+    Threads,
     encode_line,
     open_segment,
     recover,
     segment_path,
+    sync_file,
     utc_day,
 )
+from service.archive.stream import NOWHERE, Stream, StreamStatistics
 from service.errors import ArchiveNotDrained, DataDirectoryUnusable
 from service.ports import Clock, Recorder
 from service.records import Record
@@ -33,57 +41,23 @@ from service.settings import ArchiveSettings
 
 log = structlog.get_logger("archive.archiver")
 
-STREAMS = ("signals", "decisions", "orders", "fills", "positions", "adjustments", "shadow_outcomes")
-
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0
 _DRAIN_RETRY_S = 0.5
 _CLOSE_LIMIT_S = 1.0
-
-
-class StreamStatistics(msgspec.Struct, frozen=True):
-    """Counts since this start; depth is what waits in memory, sequence the last number given out."""
-
-    received: int
-    written: int
-    depth: int
-    sequence: int
+_CATCH_UP_BYTES = 1 << 20
 
 
 class ArchiveStatistics(msgspec.Struct, frozen=True):
-    """The archive's figures. errors: refused writes; torn_bytes: cut and set aside at this start."""
+    """The archive's figures. errors: refused writes; replayed: records that an earlier process left in the
+    journal; torn_bytes: cut or damaged and set aside at this start."""
 
     streams: dict[str, StreamStatistics]
     errors: int
+    replayed: int
     torn_bytes: int
+    journal_bytes: int
     writable: bool
-
-
-class _Stream:
-    """One stream's buffer and active segment."""
-
-    def __init__(self, name: str, tail: Tail, now_s: float) -> None:
-        self.name = name
-        self.path = tail.path
-        self.size_bytes = tail.size_bytes  # known to be durable
-        self.next_sequence = tail.next_sequence
-        self.file: SegmentFile | None = None
-        self.lines: list[bytes] = []  # not yet durable, oldest first
-        self.oldest_s = now_s  # monotonic; when the oldest line was accepted
-        self.received = 0
-        self.written = 0
-        self.producers = 0  # inside `put`
-        self.turn = asyncio.Lock()  # producers enter in the order they came
-        self.room = asyncio.Event()
-        self.room.set()
-
-    def statistics(self) -> StreamStatistics:
-        return StreamStatistics(
-            received=self.received,
-            written=self.written,
-            depth=len(self.lines),
-            sequence=self.next_sequence - 1,
-        )
 
 
 class DataArchiver:
@@ -94,113 +68,234 @@ class DataArchiver:
         directory: Path,
         settings: ArchiveSettings,
         clock: Clock,
-        tails: dict[str, Tail],
+        journal: Journal,
+        found: "Found",
         *,
-        executor: Executor,
+        threads: Threads,
         open_segment: OpenSegment,
         recorder: Recorder | None,
     ) -> None:
         self._directory = directory
         self._settings = settings
         self._clock = clock
-        self._executor = executor
+        self._journal = journal
+        self._threads = threads
         self._open_segment = open_segment
         self._recorder = recorder
-        self._streams = {name: _Stream(name, tail, clock.monotonic_s()) for name, tail in tails.items()}
-        self._torn_bytes = sum(tail.torn_bytes for tail in tails.values())
+        self._streams = {name: Stream(name, tail, clock.monotonic_s()) for name, tail in found.tails.items()}
+        self._found_in_journal = found.journalled
+        self._torn_bytes = sum(tail.torn_bytes for tail in found.tails.values()) + journal.torn_bytes
+        self._replayed = 0
+        self._ended: list[tuple[Path, str]] = []  # segments to be sealed
+        self._longest_bytes = journal.largest_bytes
         self._work = asyncio.Event()
+        self._unsynced = asyncio.Event()
         self._draining = asyncio.Event()
         self._closed = False
         self._writable = True
         self._early = False
+        self._crowded = False  # the journal has no room until more is synced
         self._errors = 0
         self._failure: BaseException | None = None
 
-    async def put(self, stream: str, record: Record) -> None:
-        """Accept one record. Waits while the stream's buffer is full; keeps the callers' order.
+    # -- accepting
 
+    async def put(self, stream: str, record: Record) -> None:
+        """Accept one record; it is in the journal on return. Waits while the disk is slow, in the callers'
+        order.
+
+        NaN and the infinities are kept as null, which is what JSON has for them. A record too long for the
+        journal is on its segment's disk on return instead.
         Raises: ValueError: no such stream, or the record cannot be encoded; ArchiveNotDrained: the
         archive closed while waiting, so the record is not kept.
         """
         buffer = self._streams.get(stream)
         if buffer is None:
             raise ValueError(f"no archive stream {stream!r}; streams are {', '.join(self._streams)}")
-        try:
-            encoded = msgspec.json.encode(record)
-        except (TypeError, msgspec.MsgspecError) as error:
-            raise ValueError(f"a record of stream {stream!r} cannot be written as JSON: {error}") from error
+        encoded = _encoded(stream, record)
+        if not buffer.turn.locked() and self._accept(buffer, encoded):
+            return
         buffer.producers += 1
         try:
             async with buffer.turn:
-                while not buffer.room.is_set() and not self._closed:
+                if len(encoded) > self._longest_bytes:
+                    await self._put_long(buffer, encoded)
+                    return
+                while not self._accept(buffer, encoded):
+                    buffer.room.clear()
                     await buffer.room.wait()
-                if self._closed:
-                    raise ArchiveNotDrained(f"the archive is closed; a record of {stream!r} is not kept")
-                self._accept(buffer, encoded)
         finally:
             buffer.producers -= 1
 
-    def _accept(self, buffer: _Stream, encoded: bytes) -> None:
-        if not buffer.lines:
-            buffer.oldest_s = self._clock.monotonic_s()
-        buffer.lines.append(encode_line(buffer.next_sequence, self._clock.now_ms(), encoded))
-        buffer.next_sequence += 1
-        buffer.received += 1
-        if len(buffer.lines) >= self._settings.buffer_records:
-            buffer.room.clear()
-        # The writer sleeps without a limit while nothing is buffered, so the first line wakes it too.
-        if len(buffer.lines) == 1 or not buffer.room.is_set():
+    def _accept(self, buffer: Stream, encoded: bytes) -> bool:
+        """Journal and buffer one record. False when there is no room for it now."""
+        if self._closed:
+            raise ArchiveNotDrained(f"the archive is closed; a record of {buffer.name!r} is not kept")
+        if len(encoded) > self._longest_bytes:
+            return False
+        depth = len(buffer.lines)
+        if depth >= self._settings.buffer_records:
+            if self._writable:
+                return False
+            buffer.fall_behind()  # a disk that refuses: the journal is where it waits
+            depth = 0
+        sequence = buffer.next_sequence
+        line = encode_line(sequence, self._clock.now_ms(), encoded, buffer.version)
+        position = self._journal.append(buffer.code, sequence, line, use_reserve=not self._writable)
+        if position < 0:
+            self._crowded = True
             self._work.set()
+            return False
+        buffer.next_sequence = sequence + 1
+        buffer.last_position = position
+        buffer.received += 1
+        if buffer.behind_position != NOWHERE:
+            return True
+        if not depth:
+            buffer.oldest_s = self._clock.monotonic_s()
+        buffer.lines.append(line)
+        buffer.positions.append(position)
+        # The writer sleeps without a limit while nothing is buffered, so the first line wakes it too.
+        if not depth or depth + 1 >= self._settings.buffer_records:
+            self._work.set()
+        return True
+
+    async def _put_long(self, stream: Stream, encoded: bytes) -> None:
+        """Write one record past the journal, once all before it are durable; returns when it is."""
+        retry_s = _FIRST_RETRY_S
+        while True:
+            if self._closed:
+                raise ArchiveNotDrained(f"the archive is closed; a record of {stream.name!r} is not kept")
+            if stream.left:
+                stream.oldest_s = float("-inf")  # due now
+                self._work.set()
+                stream.room.clear()
+                await stream.room.wait()
+                continue
+            try:
+                await self._write_long(stream, encoded)
+                return
+            except OSError as error:
+                self._refused(stream, error)
+                await self._pause(retry_s)
+                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+
+    async def _write_long(self, stream: Stream, encoded: bytes) -> None:
+        sequence = stream.next_sequence
+        line = encode_line(sequence, self._clock.now_ms(), encoded, stream.version)
+        async with stream.file_turn:
+            try:
+                file = await self._active(stream, sequence)
+                await file.write(line)
+                await file.sync()
+            except OSError:
+                await self._discard_file(stream)
+                raise
+            stream.next_sequence = sequence + 1
+            stream.received += 1
+            stream.durable_sequence = sequence
+            stream.size_bytes += len(line)
+
+    # -- what others ask
 
     @property
     def writable(self) -> bool:
-        """False from the first refused write until a write succeeds again."""
+        """False from the first refused write until all that waits is written again."""
         return self._writable and not self._closed
 
     @property
     def archived(self) -> dict[str, int]:
-        """Records durable on disk since this start, by stream."""
-        return {name: stream.written for name, stream in self._streams.items()}
+        """Records durable in segments since this start, by stream; those of an earlier process count too."""
+        return {name: stream.statistics().written for name, stream in self._streams.items()}
 
     def statistics(self) -> ArchiveStatistics:
         return ArchiveStatistics(
             streams={name: stream.statistics() for name, stream in self._streams.items()},
             errors=self._errors,
+            replayed=self._replayed,
             torn_bytes=self._torn_bytes,
+            journal_bytes=self._journal.used_bytes,
             writable=self.writable,
         )
 
+    def flush_early(self, early: bool) -> None:
+        """While true, what is accepted is written at once: memory is worth more than few writes."""
+        self._early = early
+        self._work.set()
+
+    # -- the two tasks
+
     async def run(self) -> None:
-        """Write what is due until drained."""
+        """Write what is due, and sync what was written, until drained."""
+        async with asyncio.TaskGroup() as tasks:
+            syncing = tasks.create_task(self._sync_loop(), name="archive.sync")
+            await self._write_loop()
+            syncing.cancel()
+
+    async def _write_loop(self) -> None:
         retry_s = _FIRST_RETRY_S
         while True:
             await self._wait_for_work()
-            if not await self._write_due():
+            for stream in self._streams.values():
+                while self._due(stream):
+                    await self._write(stream)
+            if not await self._catch_up_all():
                 await self._pause(retry_s)
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
                 continue
             retry_s = _FIRST_RETRY_S
-            if self._draining.is_set() and not self._left():
+            if self._draining.is_set() and await self._drained():
                 if not any(stream.producers for stream in self._streams.values()):
                     return
                 await asyncio.sleep(0)  # a producer that waited for room comes in now
 
-    async def _write_due(self) -> bool:
-        """One round over all streams. False when the disk refused any of them."""
-        refused = False
-        flushed = False
-        for stream in self._streams.values():
+    async def _sync_loop(self) -> None:
+        while True:
+            await self._unsynced.wait()
+            self._unsynced.clear()
+            for stream in self._streams.values():
+                if stream.unsynced_position != NOWHERE:
+                    await self._sync(stream)
+            if not self._unsynced.is_set():
+                await self._seal_ended()
+
+    async def _seal_ended(self) -> None:
+        """Describe segments that ended; what fails here is done by the next compaction."""
+        while self._ended:
+            path, stream = self._ended.pop()
             try:
-                while self._due(stream):
-                    await self._flush(stream)
-                    flushed = True
-            except OSError as error:
-                refused = True
-                self._refused(stream, error)
-        if flushed and not refused and not self._writable:
-            self._writable = True
-            log.info("the archive can be written again", errors=self._errors)
-        return not refused
+                await asyncio.get_running_loop().run_in_executor(self._threads.sync, seal, path, stream)
+            except (OSError, ValueError) as error:
+                log.warning("a segment could not be sealed, compaction tries again", reason=str(error))
+
+    async def _drained(self) -> bool:
+        """Whether all that was accepted is durable, after a last sync."""
+        for stream in self._streams.values():
+            await self._sync(stream)
+        return not self._left()
+
+    def _due(self, stream: Stream) -> bool:
+        if not stream.lines:
+            return False
+        full = len(stream.lines) >= self._settings.buffer_records
+        return (
+            full or self._early or self._crowded or self._draining.is_set() or self._age_left_s(stream) <= 0
+        )
+
+    def _age_left_s(self, stream: Stream) -> float:
+        return stream.oldest_s + self._settings.flush_after_s - self._clock.monotonic_s()
+
+    async def _wait_for_work(self) -> None:
+        waiting = [stream for stream in self._streams.values() if stream.lines]
+        if any(self._due(stream) for stream in waiting) or any(s.behind for s in self._streams.values()):
+            return
+        if self._draining.is_set() and not waiting:
+            return
+        self._work.clear()
+        limit_s = min((self._age_left_s(stream) for stream in waiting), default=None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._work.wait()
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next try; a drain that begins meanwhile tries at once."""
@@ -211,10 +306,176 @@ class DataArchiver:
             async with asyncio.timeout(seconds):
                 await self._draining.wait()
 
-    def flush_early(self, early: bool) -> None:
-        """While true, what is accepted is written at once: memory is worth more than few writes."""
-        self._early = early
+    # -- writing
+
+    async def _write(self, stream: Stream) -> None:
+        """Append the buffer to the active segment with one write; what is written waits for its sync."""
+        count, position = len(stream.lines), stream.positions[0]
+        last_sequence = stream.next_sequence - 1
+        data = b"".join(stream.lines)
+        try:
+            file = await self._active(stream, last_sequence + 1 - count)
+            await file.write(data)
+        except OSError as error:
+            self._refused(stream, error)
+            return
+        if stream.behind:
+            return  # a sync failed meanwhile: the journal has these lines too
+        del stream.lines[:count], stream.positions[:count]  # lines accepted meanwhile stay
+        stream.unsynced_position = min(stream.unsynced_position, position)
+        stream.unsynced_bytes += len(data)
+        stream.unsynced_sequence = last_sequence
+        stream.oldest_s = self._clock.monotonic_s()
+        stream.room.set()
+        self._unsynced.set()
+
+    async def _sync(self, stream: Stream) -> None:
+        """Make durable what was written before; what is written meanwhile waits for the next."""
+        async with stream.file_turn:
+            if stream.behind or stream.file is None or stream.unsynced_position == NOWHERE:
+                return
+            size_bytes, sequence = stream.unsynced_bytes, stream.unsynced_sequence
+            stream.syncing_position, stream.unsynced_position = stream.unsynced_position, NOWHERE
+            started_s = self._clock.monotonic_s()
+            try:
+                await stream.file.sync()
+            except OSError as error:
+                self._refused(stream, error)
+                return
+            if stream.behind_position != NOWHERE:
+                return  # a write failed meanwhile: the file's end is unknown, and it is written anew
+            stream.syncing_position = NOWHERE
+            stream.unsynced_bytes -= size_bytes
+            self._durable(stream, sequence, size_bytes)
+            if self._recorder is not None:
+                self._recorder.record("archive.flush", self._clock.monotonic_s() - started_s)
+
+    def _durable(self, stream: Stream, sequence: int, size_bytes: int) -> None:
+        stream.durable_sequence = sequence
+        stream.size_bytes += size_bytes
+        start = min(one.first_position for one in self._streams.values())
+        if self._journal.release(start):
+            self._crowded = False
+        for one in self._streams.values():
+            if one.producers:
+                one.room.set()
+
+    async def _active(self, stream: Stream, sequence: int) -> SegmentFile:
+        """The segment to append to: a new one when the day changed or the old one is full."""
+        day = utc_day(self._clock.now_ms())
+        path = stream.path
+        size_bytes = stream.size_bytes + stream.unsynced_bytes
+        if path is None or path.parent.name != day or size_bytes >= self._settings.segment_bytes:
+            await self._end_segment(stream)
+            path = segment_path(self._directory, stream.name, day, sequence)
+            stream.path, stream.size_bytes = path, 0
+        if stream.file is None:
+            stream.file = await self._open_segment(path, stream.size_bytes, self._threads)
+        return stream.file
+
+    async def _end_segment(self, stream: Stream) -> None:
+        """Everything in it is durable before the next begins."""
+        while stream.unsynced_position != NOWHERE or stream.syncing_position != NOWHERE:
+            await self._sync(stream)
+            if stream.behind:
+                raise OSError("the segment could not be synced")
+            await asyncio.sleep(0)
+        await self._close_file(stream)
+        if stream.path is not None and stream.size_bytes:
+            self._ended.append((stream.path, stream.name))
+            self._unsynced.set()
+
+    async def _close_file(self, stream: Stream) -> None:
+        file, stream.file = stream.file, None
+        if file is not None:
+            await file.close()
+
+    async def _discard_file(self, stream: Stream) -> None:
+        """The file's end is unknown: it is opened anew and cut to what is durable."""
+        with contextlib.suppress(OSError):
+            await self._close_file(stream)
+
+    # -- when the disk refuses, and after a kill
+
+    def _refused(self, stream: Stream, error: OSError) -> None:
+        self._errors += 1
+        self._writable = False
+        if not stream.behind and stream.first_position != NOWHERE:
+            stream.fall_behind()
+        if self._recorder is not None:
+            self._recorder.count("archive.errors")
+        log.error("the archive cannot be written", stream=stream.name, error=str(error), waiting=self._left())
         self._work.set()
+
+    async def replay(self) -> None:
+        """Write what an earlier process left in the journal: each record once, by its sequence number."""
+        for position, name, sequence in self._found_in_journal:
+            stream = self._streams[name]
+            if sequence < stream.next_sequence:
+                continue  # its segment has it
+            if sequence > stream.next_sequence:
+                log.error("records are missing", stream=name, since=stream.next_sequence, until=sequence - 1)
+            stream.behind_position = min(stream.behind_position, position)
+            stream.last_position = position
+            stream.next_sequence = sequence + 1
+            self._replayed += 1
+        if self._replayed:
+            log.warning("records of an earlier process are in the journal", records=self._replayed)
+        if not await self._catch_up_all():
+            return
+        self._journal.release(NOWHERE)
+
+    async def _catch_up_all(self) -> bool:
+        """Write what only the journal has. False when the disk refused any of it."""
+        refused = False
+        for stream in self._streams.values():
+            if stream.behind:
+                try:
+                    await self._catch_up(stream)
+                except OSError as error:
+                    refused = True
+                    self._refused(stream, error)
+        if not refused and not self._writable:
+            self._writable = True
+            log.info("the archive can be written again", errors=self._errors)
+        return not refused
+
+    async def _catch_up(self, stream: Stream) -> None:
+        """Bring a stream's records from the journal to its segment, until there are no more."""
+        async with stream.file_turn:
+            await self._discard_file(stream)
+            try:
+                while stream.behind:
+                    entries, until = await self._from_journal(stream)
+                    await self._write_entries(stream, entries)
+                    # Records that came meanwhile went to the journal too: the last one ends it.
+                    stream.behind_position = NOWHERE if until > stream.last_position else until
+                    self._durable(stream, stream.durable_sequence, 0)
+            except OSError:
+                await self._discard_file(stream)
+                raise
+
+    async def _from_journal(self, stream: Stream) -> tuple[list[Entry], int]:
+        """Some of the stream's entries that its segment lacks, and the position up to which that is all."""
+        since, until = stream.behind_position, self._journal.end
+        loop = asyncio.get_running_loop()
+        entries, until = await loop.run_in_executor(
+            self._threads.write, self._journal.read, since, until, _CATCH_UP_BYTES
+        )
+        missing = [e for e in entries if e.stream == stream.name and e.sequence > stream.durable_sequence]
+        return missing, until
+
+    async def _write_entries(self, stream: Stream, entries: list[Entry]) -> None:
+        size = self._settings.buffer_records
+        for some in (entries[i : i + size] for i in range(0, len(entries), size)):
+            data = b"".join(entry.line for entry in some)
+            file = await self._active(stream, some[0].sequence)
+            await file.write(data)
+            await file.sync()
+            stream.size_bytes += len(data)
+            stream.durable_sequence = some[-1].sequence
+
+    # -- the end
 
     def drain(self) -> None:
         """Ask the writer to write everything and end."""
@@ -241,78 +502,35 @@ class DataArchiver:
                 async with asyncio.timeout(_CLOSE_LIMIT_S):
                     await self._close_file(stream)
         if left := self._left():
-            parts = ", ".join(f"{s.name} {len(s.lines)}" for s in self._streams.values() if s.lines)
-            raise ArchiveNotDrained(f"{left} records are not on disk: {parts}") from self._failure
+            with contextlib.suppress(OSError):
+                async with asyncio.timeout(_CLOSE_LIMIT_S):
+                    loop = asyncio.get_running_loop()
+                    await loop.run_in_executor(self._threads.sync, self._journal.flush)
+            parts = ", ".join(f"{s.name} {s.left}" for s in self._streams.values() if s.left)
+            raise ArchiveNotDrained(
+                f"{left} records are in the journal only: {parts}; "
+                "the next start brings them to their segments"
+            ) from self._failure
 
     def _left(self) -> int:
-        return sum(len(stream.lines) for stream in self._streams.values())
+        return sum(stream.left for stream in self._streams.values())
 
-    def _due(self, stream: _Stream) -> bool:
-        if not stream.lines:
-            return False
-        full = len(stream.lines) >= self._settings.buffer_records
-        return full or self._early or self._draining.is_set() or self._age_left_s(stream) <= 0
 
-    def _age_left_s(self, stream: _Stream) -> float:
-        return stream.oldest_s + self._settings.flush_after_s - self._clock.monotonic_s()
+def _encoded(stream: str, record: Record) -> bytes:
+    try:
+        encoded = msgspec.json.encode(record)
+    except (TypeError, UnicodeEncodeError, msgspec.MsgspecError) as error:
+        raise ValueError(f"a record of stream {stream!r} cannot be written as JSON: {error}") from error
+    if len(encoded) > LARGEST_LINE_BYTES:
+        raise ValueError(f"a record of stream {stream!r} has {len(encoded)} bytes, more than is readable")
+    return encoded
 
-    async def _wait_for_work(self) -> None:
-        waiting = [stream for stream in self._streams.values() if stream.lines]
-        if any(self._due(stream) for stream in waiting) or (self._draining.is_set() and not waiting):
-            return
-        self._work.clear()
-        limit_s = min((self._age_left_s(stream) for stream in waiting), default=None)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._work.wait()
 
-    async def _flush(self, stream: _Stream) -> None:
-        """Append the buffered lines to the active segment. Raises OSError with the buffer unchanged."""
-        started_s = self._clock.monotonic_s()
-        count = len(stream.lines)
-        data = b"".join(stream.lines)
-        try:
-            file = await self._active(stream)
-            await file.append(data)
-        except OSError:
-            # The file's end is unknown now: it is opened anew and cut to what is durable.
-            with contextlib.suppress(OSError):
-                await self._close_file(stream)
-            raise
-        self._written(stream, count, len(data))
-        if self._recorder is not None:
-            self._recorder.record("archive.flush", self._clock.monotonic_s() - started_s)
+class Found(msgspec.Struct, frozen=True):
+    """What an earlier process left: where each stream's segments end, and what is in the journal."""
 
-    def _written(self, stream: _Stream, count: int, size_bytes: int) -> None:
-        del stream.lines[:count]  # lines accepted meanwhile stay
-        stream.written += count
-        stream.size_bytes += size_bytes
-        stream.oldest_s = self._clock.monotonic_s()
-        stream.room.set()
-
-    async def _active(self, stream: _Stream) -> SegmentFile:
-        """The segment to append to: a new one when the day changed or the old one is full."""
-        day = utc_day(self._clock.now_ms())
-        path = stream.path
-        if path is None or path.parent.name != day or stream.size_bytes >= self._settings.segment_bytes:
-            await self._close_file(stream)
-            path = segment_path(self._directory, stream.name, day, stream.next_sequence - len(stream.lines))
-            stream.path, stream.size_bytes = path, 0
-        if stream.file is None:
-            stream.file = await self._open_segment(path, stream.size_bytes, self._executor)
-        return stream.file
-
-    async def _close_file(self, stream: _Stream) -> None:
-        file, stream.file = stream.file, None
-        if file is not None:
-            await file.close()
-
-    def _refused(self, stream: _Stream, error: OSError) -> None:
-        self._errors += 1
-        self._writable = False
-        if self._recorder is not None:
-            self._recorder.count("archive.errors")
-        log.error("the archive cannot be written", stream=stream.name, error=str(error), waiting=self._left())
+    tails: dict[str, Tail]
+    journalled: list[tuple[int, str, int]]  # position, stream, sequence
 
 
 @asynccontextmanager
@@ -325,31 +543,41 @@ async def archiving(
     recorder: Recorder | None = None,
     open_segment: OpenSegment = open_segment,
 ) -> AsyncIterator[DataArchiver]:
-    """Every record accepted inside the block is on disk when it ends, or ArchiveNotDrained is raised.
+    """Every record accepted inside the block is in its segment when it ends, or ArchiveNotDrained is raised.
 
     Args: directory: the archive's own, made when missing; drain_limit_s: wall seconds the end may take.
-    Raises: DataDirectoryUnusable: not writable, or another daemon archives there.
+    Raises: DataDirectoryUnusable: not writable, full, or another daemon archives there.
     """
-    # One thread for all files: the disk is one, and a thread costs memory.
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="archive")
+    threads = Threads(
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="archive-write"),
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="archive-sync"),
+    )
     try:
-        with _only_writer(directory):
+        with only_writer(directory):
             loop = asyncio.get_running_loop()
-            tails = await loop.run_in_executor(executor, _recover_all, directory)
-            archiver = DataArchiver(
-                directory,
-                settings,
-                clock,
-                tails,
-                executor=executor,
-                open_segment=open_segment,
-                recorder=recorder,
+            journal = await loop.run_in_executor(
+                threads.write, open_journal, directory, settings.journal_bytes
             )
-            async with _writer_of(archiver, drain_limit_s):
-                yield archiver
+            try:
+                archiver = DataArchiver(
+                    directory,
+                    settings,
+                    clock,
+                    journal,
+                    await loop.run_in_executor(threads.write, _recover_all, directory, journal),
+                    threads=threads,
+                    open_segment=open_segment,
+                    recorder=recorder,
+                )
+                await archiver.replay()
+                async with _writer_of(archiver, drain_limit_s):
+                    yield archiver
+            finally:
+                journal.close()
     finally:
         # Not waited for: a disk that hangs must not hold up the rest of the drain.
-        executor.shutdown(wait=False, cancel_futures=True)
+        threads.write.shutdown(wait=False, cancel_futures=True)
+        threads.sync.shutdown(wait=False, cancel_futures=True)
 
 
 @asynccontextmanager
@@ -358,6 +586,8 @@ async def _writer_of(archiver: DataArchiver, drain_limit_s: float) -> AsyncItera
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (failure := task.exception()) is not None:
+            if isinstance(failure, BaseExceptionGroup):
+                failure = failure.exceptions[0]
             archiver.fail(failure)
             log.error("the archive's writer failed", exc_info=failure)
 
@@ -375,32 +605,27 @@ async def _writer_of(archiver: DataArchiver, drain_limit_s: float) -> AsyncItera
             await archiver.close()
 
 
-def _recover_all(directory: Path) -> dict[str, Tail]:
+def _recover_all(directory: Path, journal: Journal) -> Found:
     try:
-        tails = {stream: recover(directory, stream) for stream in STREAMS}
+        journalled = journal.recover()
+        names = dict.fromkeys((*STREAMS, *(stream for _, stream, _ in journalled)))
+        tails = {stream: recover(directory, stream) for stream in names}
+        if journalled:
+            # What the earlier process wrote and had not synced leaves the journal: synced first.
+            for tail in tails.values():
+                if tail.path is not None:
+                    sync_file(tail.path)
+        for stream, tail in tails.items():
+            check_version(stream, tail.version, str(tail.path))
     except OSError as error:
         raise DataDirectoryUnusable(f"the archive at {directory} cannot be read: {error}") from error
+    except SchemaNewer as error:
+        raise DataDirectoryUnusable(str(error)) from None
     for stream, tail in tails.items():
         if tail.torn_bytes:
             log.warning(
                 "a torn end was cut from the archive", stream=stream, bytes=tail.torn_bytes, segment=tail.path
             )
-    return tails
-
-
-@contextlib.contextmanager
-def _only_writer(directory: Path) -> Iterator[None]:
-    """Hold the archive's lock. Raises DataDirectoryUnusable."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise DataDirectoryUnusable(f"the archive at {directory} cannot be written: {error}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataDirectoryUnusable(f"another process writes the archive at {directory}") from error
-        yield
-    finally:
-        os.close(descriptor)
+    if journal.torn_bytes:
+        log.warning("a torn record was set aside from the journal", bytes=journal.torn_bytes)
+    return Found(tails, journalled)

@@ -1,6 +1,7 @@
 """The archive's files: their names, when a new one begins, and what a crash may have left at their end.
 
-    <archive>/<stream>/<UTC day>/<stream>-<first sequence number>.jsonl
+    <archive>/<stream>/<UTC day>/<stream>-<first sequence number>.jsonl             JSON lines, while hot
+    <archive>/<stream>/<UTC day>/<stream>-<first number>-<last number>.parquet      the same, compacted
 
 One line is one record: {"v":1,"seq":12,"archived_ms":...,<the record's fields>}. The last segment of a
 stream is the one with the highest number, whatever its day: a simulated market's days may repeat.
@@ -14,18 +15,19 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import aiofiles
 import msgspec
 from aiofiles.threadpool.binary import AsyncFileIO
 
-VERSION = 1
 SUFFIX = ".jsonl"
 TORN_SUFFIX = ".torn"
+PARQUET_SUFFIX = ".parquet"
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TAIL_BYTES = 65_536
+LARGEST_LINE_BYTES = 16 * 1024 * 1024  # what the readers take as one line
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -43,11 +45,12 @@ class Tail(msgspec.Struct, frozen=True):
     size_bytes: int
     next_sequence: int
     torn_bytes: int  # cut from the end and kept beside the segment
+    version: int = 1  # the schema of the last record
 
 
-def encode_line(sequence: int, archived_ms: int, record: bytes) -> bytes:
+def encode_line(sequence: int, archived_ms: int, record: bytes, version: int = 1) -> bytes:
     """One line of a segment. Args: record: a JSON object, as `msgspec.json.encode` gives it."""
-    head = b'{"v":%d,"seq":%d,"archived_ms":%d' % (VERSION, sequence, archived_ms)
+    head = b'{"v":%d,"seq":%d,"archived_ms":%d' % (version, sequence, archived_ms)
     return head + (b"}\n" if record == b"{}" else b"," + record[1:] + b"\n")
 
 
@@ -63,15 +66,41 @@ def first_sequence(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
+def parquet_path(segment: Path, last_sequence: int) -> Path:
+    """Where a segment of JSON lines is kept once compacted."""
+    return segment.with_name(f"{segment.stem}-{last_sequence:012d}{PARQUET_SUFFIX}")
+
+
+def parquet_range(path: Path) -> tuple[int, int]:
+    """First and last sequence number of a compacted segment."""
+    first, last = path.stem.split("-")[-2:]
+    return int(first), int(last)
+
+
 def segments(directory: Path, stream: str) -> list[Path]:
-    """All segments of a stream, in the order they were written."""
-    name = re.compile(rf"{re.escape(stream)}-\d{{12,}}{re.escape(SUFFIX)}")
+    """All segments of JSON lines of a stream, in the order they were written."""
+    return sorted(_named(directory, stream, rf"\d{{12,}}{re.escape(SUFFIX)}"), key=first_sequence)
+
+
+def parquets(directory: Path, stream: str) -> list[Path]:
+    """All compacted segments of a stream, in the order they were written."""
+    found = _named(directory, stream, rf"\d{{12,}}-\d{{12,}}{re.escape(PARQUET_SUFFIX)}")
+    return sorted(found, key=parquet_range)
+
+
+def hot_segments(directory: Path, stream: str) -> list[Path]:
+    """Segments of JSON lines that are not compacted: one that is may still be there for a moment."""
+    firsts = {parquet_range(path)[0] for path in parquets(directory, stream)}
+    return [path for path in segments(directory, stream) if first_sequence(path) not in firsts]
+
+
+def _named(directory: Path, stream: str, numbers: str) -> list[Path]:
+    name = re.compile(rf"{re.escape(stream)}-{numbers}")
     root = directory / stream
     if not root.is_dir():
         return []
     days = [day for day in root.iterdir() if _DAY.fullmatch(day.name) and day.is_dir()]
-    found = [path for day in days for path in day.iterdir() if name.fullmatch(path.name)]
-    return sorted(found, key=first_sequence)
+    return [path for day in days for path in day.iterdir() if name.fullmatch(path.name)]
 
 
 def recover(directory: Path, stream: str) -> Tail:
@@ -79,9 +108,10 @@ def recover(directory: Path, stream: str) -> Tail:
 
     What is cut is appended to `<segment>.torn` first, so nothing is destroyed.
     """
-    found = segments(directory, stream)
-    if not found:
-        return Tail(path=None, size_bytes=0, next_sequence=1, torn_bytes=0)
+    found = hot_segments(directory, stream)
+    compacted = max((parquet_range(path)[1] for path in parquets(directory, stream)), default=0)
+    if not found or first_sequence(found[-1]) <= compacted:
+        return Tail(path=None, size_bytes=0, next_sequence=compacted + 1, torn_bytes=0)
     torn_bytes = 0
     for path in reversed(found):
         size = path.stat().st_size
@@ -89,14 +119,14 @@ def recover(directory: Path, stream: str) -> Tail:
         if end < size:
             _cut(path, end)
             torn_bytes += size - end
-        if last:
+        if last is not None:
             # A later segment that a crash left empty is named for the number that comes next: the same one.
-            return Tail(path=path, size_bytes=end, next_sequence=last + 1, torn_bytes=torn_bytes)
+            return Tail(path, end, last.seq + 1, torn_bytes, last.v)
     return Tail(path=found[0], size_bytes=0, next_sequence=first_sequence(found[0]), torn_bytes=torn_bytes)
 
 
-def _last_whole_line(path: Path, size: int) -> tuple[int, int]:
-    """End offset of the last readable line and its sequence number; (0, 0) when there is none."""
+def _last_whole_line(path: Path, size: int) -> tuple[int, Envelope | None]:
+    """End offset of the last readable line and its envelope; (0, None) when there is none."""
     with path.open("rb") as file:
         span = min(_TAIL_BYTES, size)
         while True:
@@ -107,20 +137,21 @@ def _last_whole_line(path: Path, size: int) -> tuple[int, int]:
                 start = data.rfind(b"\n", 0, end - 1) + 1
                 if start == 0 and span < size:
                     break  # the line may begin before what was read
-                sequence = _sequence(data[start:end])
-                if sequence:
-                    return size - span + end, sequence
+                envelope = envelope_of(data[start:end])
+                if envelope is not None:
+                    return size - span + end, envelope
                 end = start
             if span == size:
-                return 0, 0
+                return 0, None
             span = min(span * 4, size)
 
 
-def _sequence(line: bytes) -> int:
+def envelope_of(line: bytes) -> Envelope | None:
+    """None for a line that is no record."""
     try:
-        return msgspec.json.decode(line, type=Envelope).seq
+        return msgspec.json.decode(line, type=Envelope)
     except msgspec.DecodeError:
-        return 0
+        return None
 
 
 def _cut(path: Path, end: int) -> None:
@@ -138,40 +169,53 @@ def _cut(path: Path, end: int) -> None:
 class SegmentFile(Protocol):
     """An open segment. Every method raises OSError when the disk refuses."""
 
-    async def append(self, data: bytes) -> None:
-        """Return once all of `data` is on disk; after an OSError any part of it may be."""
+    async def write(self, data: bytes) -> None:
+        """Append; return once the kernel has all of `data`. After an OSError any part of it may be there."""
+        ...
+
+    async def sync(self) -> None:
+        """Return once everything written before is on disk; writes may go on meanwhile."""
         ...
 
     async def close(self) -> None: ...
 
 
-OpenSegment = Callable[[Path, int, Executor], Awaitable[SegmentFile]]
-"""Open the segment at `path` for appending, cut to `size_bytes` first; blocking calls run in `executor`."""
+class Threads(NamedTuple):
+    """Where blocking calls run: one thread writes while the other waits for the disk."""
+
+    write: Executor
+    sync: Executor
+
+
+OpenSegment = Callable[[Path, int, Threads], Awaitable[SegmentFile]]
+"""Open the segment at `path` for appending, cut to `size_bytes` first."""
 
 
 class DiskSegment:
-    """A segment on disk: one unbuffered write and one fsync for each append."""
+    """A segment on disk: unbuffered writes, fsync apart."""
 
-    def __init__(self, file: AsyncFileIO, executor: Executor) -> None:
+    def __init__(self, file: AsyncFileIO, threads: Threads) -> None:
         self._file = file
-        self._executor = executor
+        self._threads = threads
 
-    async def append(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
         written = await self._file.write(data)
         if written != len(data):
             raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes written")
-        await asyncio.get_running_loop().run_in_executor(self._executor, os.fsync, self._file.fileno())
+
+    async def sync(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads.sync, os.fsync, self._file.fileno())
 
     async def close(self) -> None:
         await self._file.close()
 
 
-async def open_segment(path: Path, size_bytes: int, executor: Executor) -> DiskSegment:
+async def open_segment(path: Path, size_bytes: int, threads: Threads) -> DiskSegment:
     """See `OpenSegment`. The file's name is durable on return, so a crash cannot lose a synced file."""
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(executor, _prepare, path, size_bytes)
-    file = await aiofiles.open(path, "ab", buffering=0, executor=executor)
-    return DiskSegment(file, executor)
+    await loop.run_in_executor(threads.write, _prepare, path, size_bytes)
+    file = await aiofiles.open(path, "ab", buffering=0, executor=threads.write)
+    return DiskSegment(file, threads)
 
 
 def _prepare(path: Path, size_bytes: int) -> None:
@@ -186,10 +230,18 @@ def _prepare(path: Path, size_bytes: int) -> None:
         os.close(descriptor)
     if size_bytes == 0:
         for directory in (path.parent, path.parent.parent, path.parent.parent.parent):
-            _sync_directory(directory)
+            sync_directory(directory)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

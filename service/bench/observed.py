@@ -28,7 +28,8 @@ from service.bench.processes import (
 )
 
 if TYPE_CHECKING:
-    from service.cycle import CycleReport, Parts
+    from service.cycle import Parts
+    from service.records import CycleReport
 
 MB = 1024 * 1024
 

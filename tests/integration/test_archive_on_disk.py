@@ -5,17 +5,17 @@ import asyncio
 import errno
 import json
 import os
-import signal
 import subprocess
-import sys
-from concurrent.futures import Executor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from service.archive.archiver import STREAMS, DataArchiver, archiving
-from service.archive.segments import SegmentFile, open_segment, segments
+from service.archive.archiver import DataArchiver, archiving
+from service.archive.schema import STREAMS
+from service.archive.segments import SegmentFile, Threads, open_segment, segments
 from service.clock import ManualClock, WallClock
 from service.errors import ArchiveNotDrained, DataDirectoryUnusable
 from service.records import Adjustment, Record
@@ -53,11 +53,12 @@ class Disk:
 
     def __init__(self) -> None:
         self.fault: str = ""
-        self.appends: list[int] = []
+        self.writes: list[int] = []
+        self.syncs = 0
         self.gate = asyncio.Event()
 
-    async def open(self, path: Path, size_bytes: int, executor: Executor) -> SegmentFile:
-        return FaultyFile(self, await open_segment(path, size_bytes, executor), path)
+    async def open(self, path: Path, size_bytes: int, threads: Threads) -> SegmentFile:
+        return FaultyFile(self, await open_segment(path, size_bytes, threads), path)
 
 
 class FaultyFile:
@@ -66,18 +67,23 @@ class FaultyFile:
         self._file = file
         self._path = path
 
-    async def append(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
         if self._disk.fault == "hang":
             await self._disk.gate.wait()
         if self._disk.fault == "full":
             with self._path.open("ab") as file:  # a part of it lands, as on a real full disk
                 file.write(data[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        await self._file.write(data)
+        self._disk.writes.append(data.count(b"\n"))
+
+    async def sync(self) -> None:
+        if self._disk.fault == "hang sync":
+            await self._disk.gate.wait()
         if self._disk.fault == "sync":
-            await self._file.append(data)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        await self._file.append(data)
-        self._disk.appends.append(data.count(b"\n"))
+        await self._file.sync()
+        self._disk.syncs += 1
 
     async def close(self) -> None:
         await self._file.close()
@@ -117,7 +123,7 @@ async def test_a_full_buffer_is_written_with_one_append(tmp_path: Path) -> None:
         await until(lambda: archive.archived["adjustments"] == 100)
         assert archive.statistics().streams["adjustments"].depth == 20
 
-    assert disk.appends == [50, 50, 20]
+    assert disk.writes == [50, 50, 20]
     assert [line["seq"] for line in lines(tmp_path)] == list(range(1, 121))
     assert [line["adjustment_id"] for line in lines(tmp_path)] == [str(n) for n in range(120)]
 
@@ -245,8 +251,8 @@ async def test_a_disk_that_refuses_loses_and_repeats_nothing_once_it_takes_again
             producing = tasks.create_task(put_many(archive, range(50, 170)))
             await until(lambda: not archive.writable)
             await until(lambda: archive.statistics().errors >= 2)
-            assert archive.statistics().streams["orders"].depth == 50
-            assert not producing.done()
+            await producing  # the journal has room for what ends the positions
+            assert archive.statistics().streams["orders"].depth == 0
             disk.fault = ""
         await until(lambda: archive.writable)
 
@@ -262,7 +268,7 @@ async def put_many(archive: DataArchiver, numbers: range) -> None:
 async def test_a_stream_whose_files_refuse_does_not_stop_the_others(tmp_path: Path) -> None:
     settings = ArchiveSettings(flush_after_s=0.01)
     (tmp_path / "signals").write_text("a file where a directory belongs")
-    with pytest.raises(ArchiveNotDrained, match="1 records are not on disk: signals 1"):
+    with pytest.raises(ArchiveNotDrained, match="1 records are in the journal only: signals 1"):
         async with archiving(tmp_path, settings, WallClock(), drain_limit_s=0.2) as archive:
             await archive.put("signals", adjustment(1))
             await until(lambda: not archive.writable)
@@ -274,7 +280,7 @@ async def test_a_stream_whose_files_refuse_does_not_stop_the_others(tmp_path: Pa
 async def test_records_left_at_the_drain_limit_are_counted_by_stream(tmp_path: Path) -> None:
     disk = Disk()
     disk.fault = "full"
-    with pytest.raises(ArchiveNotDrained, match="4 records are not on disk: orders 3, fills 1"):
+    with pytest.raises(ArchiveNotDrained, match="4 records are in the journal only: orders 3, fills 1"):
         async with archiving(
             tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=0.1, open_segment=disk.open
         ) as archive:
@@ -294,7 +300,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> Non
 
 async def test_a_producer_that_waits_when_the_drain_fails_learns_it(tmp_path: Path) -> None:
     disk = Disk()
-    disk.fault = "full"
+    disk.fault = "hang"
     async with asyncio.TaskGroup() as tasks:
         with pytest.raises(ArchiveNotDrained):
             async with archiving(
@@ -335,7 +341,7 @@ async def test_an_error_inside_the_block_still_drains_and_is_not_wrapped(tmp_pat
 
 
 async def test_a_writer_that_fails_by_a_mistake_of_ours_is_not_silent(tmp_path: Path) -> None:
-    async def broken(path: Path, size_bytes: int, executor: Executor) -> SegmentFile:
+    async def broken(path: Path, size_bytes: int, threads: Threads) -> SegmentFile:
         raise RuntimeError("a mistake")
 
     with pytest.raises(ArchiveNotDrained) as caught:
@@ -381,50 +387,203 @@ async def test_an_unknown_stream_and_a_record_json_cannot_say_are_refused_and_us
     assert [line["seq"] for line in lines(tmp_path, "orders")] == [1]
 
 
-WRITER = """
-import asyncio, sys
-from decimal import Decimal
-from pathlib import Path
-from service.archive.archiver import archiving
-from service.clock import WallClock
-from service.records import Adjustment
-from service.settings import ArchiveSettings
+async def test_records_left_in_the_journal_are_written_by_the_next_start_once_and_in_order(
+    tmp_path: Path,
+) -> None:
+    disk = Disk()
+    with pytest.raises(ArchiveNotDrained, match="80 records are in the journal only"):
+        async with archiving(
+            tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=0.1, open_segment=disk.open
+        ) as archive:
+            await put_many(archive, range(50))
+            await until(lambda: archive.archived["orders"] == 50)
+            disk.fault = "full"
+            await put_many(archive, range(50, 130))
 
-async def main() -> None:
-    async with archiving(Path(sys.argv[1]), ArchiveSettings(), WallClock(), drain_limit_s=5) as archive:
-        number, told = 0, 0
-        while True:
-            number += 1
-            await archive.put("orders", Adjustment(
-                adjustment_id=str(number), kind="", symbol="", amount=Decimal(1), reason="x" * 200, at_ms=0))
-            if archive.archived["orders"] > told:
-                told = archive.archived["orders"]
-                print(told, flush=True)
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+        assert 30 <= archive.statistics().replayed <= 80, "whole lines that reached the file are not repeated"
+        assert archive.statistics().journal_bytes == 0
+        await put_many(archive, range(130, 132))
 
-asyncio.run(main())
-"""
+    assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(132)]
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == list(range(1, 133))
 
 
-async def test_what_was_reported_durable_survives_a_kill_in_order_and_without_gaps(tmp_path: Path) -> None:
-    durable = await asyncio.to_thread(write_until_killed, tmp_path)
+async def test_what_a_segment_has_already_is_not_replayed(tmp_path: Path) -> None:
+    disk = Disk()
+    disk.fault = "hang sync"  # written to the file, never reported as synced
+    with pytest.raises(ArchiveNotDrained):
+        async with archiving(
+            tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=0.05, open_segment=disk.open
+        ) as archive:
+            await put_many(archive, range(50))
+            await until(lambda: archive.statistics().streams["orders"].depth == 0)
 
-    async with archiving(tmp_path, NEVER_BY_AGE, WallClock(), drain_limit_s=5) as archive:
-        await archive.put("orders", adjustment(0, reason="after"))
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+        assert archive.statistics().replayed == 0
+    assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(50)]
 
+
+async def test_while_the_disk_refuses_exits_are_journalled_until_it_is_full_and_resume_by_themselves(
+    tmp_path: Path,
+) -> None:
+    settings = ArchiveSettings(flush_after_s=3_600.0, journal_bytes=65_536)
+    disk = Disk()
+    disk.fault = "full"
+    async with archiving(
+        tmp_path, settings, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        async with asyncio.TaskGroup() as tasks:
+            producing = tasks.create_task(put_many(archive, range(1_000)))
+            await until(lambda: not archive.writable)
+            await until(lambda: archive.statistics().journal_bytes > 60_000)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not producing.done(), "beyond the journal the producer waits"
+            assert archive.statistics().journal_bytes <= 65_536
+            disk.fault = ""
+        await until(lambda: archive.writable)
+
+    assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(1_000)]
+
+
+async def test_a_disk_that_syncs_slowly_is_written_to_meanwhile_and_slows_the_producer(
+    tmp_path: Path,
+) -> None:
+    settings = ArchiveSettings(flush_after_s=3_600.0, journal_bytes=65_536)
+    disk = Disk()
+    disk.fault = "hang sync"
+    async with archiving(
+        tmp_path, settings, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        async with asyncio.TaskGroup() as tasks:
+            producing = tasks.create_task(put_many(archive, range(1_000)))
+            await until(lambda: archive.statistics().journal_bytes > 40_000)
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert not producing.done()
+            assert archive.statistics().streams["orders"].depth <= 50
+            assert archive.statistics().journal_bytes <= 65_536 * 3 // 4, "the reserve is for exits"
+            disk.fault = ""
+            disk.gate.set()
+    assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(1_000)]
+
+
+async def test_a_record_too_long_for_the_journal_is_durable_when_put_returns(tmp_path: Path) -> None:
+    long = "é" * 3_000_000
+    disk = Disk()
+    async with archiving(
+        tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        await put_many(archive, range(3))
+        await archive.put("orders", adjustment(3, reason=long))
+        assert archive.archived["orders"] == 4
+        await archive.put("orders", adjustment(4))
+        with pytest.raises(ValueError, match="more than is readable"):
+            await archive.put("orders", adjustment(5, reason="x" * 17_000_000))
     kept = lines(tmp_path, "orders")
-    assert len(kept) > durable
-    assert [line["seq"] for line in kept] == list(range(1, len(kept) + 1))
-    assert kept[-1]["reason"] == "after"
+    assert [line["seq"] for line in kept] == [1, 2, 3, 4, 5]
+    assert kept[3]["reason"] == long
 
 
-def write_until_killed(directory: Path) -> int:
-    """Run a writer as a process, kill it once it reported a few batches; the last number it reported."""
-    command = [sys.executable, "-c", WRITER, str(directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        durable = 0
-        for line in process.stdout:
-            durable = int(line)
-            if durable >= 200 and process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-        return durable
+async def test_a_long_record_waits_for_a_disk_that_refuses_and_keeps_its_place(tmp_path: Path) -> None:
+    disk = Disk()
+    disk.fault = "full"
+    async with archiving(
+        tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        async with asyncio.TaskGroup() as tasks:
+            putting = tasks.create_task(archive.put("orders", adjustment(0, reason="x" * 2_000_000)))
+            await until(lambda: not archive.writable)
+            assert not putting.done()
+            disk.fault = ""
+        await put_many(archive, range(1, 3))
+        await until(lambda: archive.writable)
+    assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == ["0", "1", "2"]
+
+
+async def test_nan_and_the_infinities_are_kept_as_null(tmp_path: Path) -> None:
+    class Numbers(Record, frozen=True, kw_only=True):
+        values: list[float]
+        exact: Decimal
+
+    async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:
+        values = [float("nan"), float("inf"), float("-inf"), 1.5]
+        await archive.put("orders", Numbers(values=values, exact=Decimal("NaN")))
+    (line,) = lines(tmp_path, "orders")
+    assert line["values"] == [None, None, None, 1.5]
+    assert line["exact"] == "NaN"
+
+
+async def test_a_clock_set_back_an_hour_loses_and_reorders_nothing(tmp_path: Path) -> None:
+    hour_ms = 3_600_000
+    clock = WallClock()
+    async with archiving(tmp_path, NEVER_BY_AGE, clock, drain_limit_s=5) as archive:
+        await put_many(archive, range(60))
+        clock.offset_ms = -hour_ms
+        await put_many(archive, range(60, 120))
+    kept = lines(tmp_path, "orders")
+    assert [line["adjustment_id"] for line in kept] == [str(n) for n in range(120)]
+    assert [line["seq"] for line in kept] == list(range(1, 121))
+    assert min(int(str(line["archived_ms"])) for line in kept[60:]) < int(str(kept[59]["archived_ms"]))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_a_full_file_system_stops_nothing_but_entries_and_resumes_when_space_returns(
+    tmp_path: Path,
+) -> None:
+    """On a tmpfs of 1 MB, mounted here."""
+    with mounted_tmpfs(tmp_path / "small", "1m") as directory:
+        settings = ArchiveSettings(flush_after_s=0.01, journal_bytes=65_536)
+        async with archiving(directory, settings, WallClock(), drain_limit_s=5) as archive:
+            await put_many(archive, range(10))
+            await until(lambda: archive.archived["orders"] == 10)
+            filler = directory / "filler"
+            fill(filler)
+            async with asyncio.TaskGroup() as tasks:
+                producing = tasks.create_task(put_many(archive, range(10, 400)))
+                await until(lambda: not archive.writable)
+                await until(lambda: archive.statistics().journal_bytes > 60_000 or producing.done())
+                assert archive.statistics().streams["orders"].received > 100, "the journal took them"
+                filler.unlink()
+            await until(lambda: archive.writable)
+        kept = lines(directory, "orders")
+    assert [line["adjustment_id"] for line in kept] == [str(n) for n in range(400)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_a_read_only_or_full_directory_is_refused_at_the_start_and_named(tmp_path: Path) -> None:
+    with mounted_tmpfs(tmp_path / "small", "1m") as directory:
+        fill(directory / "filler")
+        with pytest.raises(DataDirectoryUnusable, match="No space left"):
+            async with archiving(directory, ArchiveSettings(), WallClock(), drain_limit_s=5):
+                pass
+        (directory / "filler").unlink()
+        remounted_read_only(directory)
+        with pytest.raises(DataDirectoryUnusable, match="Read-only file system"):
+            async with archiving(directory, ArchiveSettings(), WallClock(), drain_limit_s=5):
+                pass
+
+
+@contextmanager
+def mounted_tmpfs(directory: Path, size: str) -> Iterator[Path]:
+    directory.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(directory)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def remounted_read_only(directory: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(directory)], check=True)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(b"x" * 4_096)

@@ -1,0 +1,217 @@
+"""`perpd archive ...`: a subcommand for each thing to do with the archive, beside a running daemon or not."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.errors import EXIT_DATA, EXIT_OK
+from service.settings import Settings
+
+AddFlags = Callable[[argparse.ArgumentParser], None]
+Load = Callable[[argparse.Namespace], Any]
+Names = Any  # argparse's subparsers have no public type
+
+
+def add_arguments(parser: argparse.ArgumentParser, add_run_flags: AddFlags) -> None:
+    """One subcommand each. Args: add_run_flags: adds the flags that say which data directory is meant."""
+    names = parser.add_subparsers(title="what to do", required=True, metavar="WHAT", dest="what")
+
+    def add(name: str, words: str, function: Callable[..., int]) -> argparse.ArgumentParser:
+        one: argparse.ArgumentParser = names.add_parser(name, help=words, description=words)
+        add_run_flags(one)
+        one.set_defaults(archive_function=function)
+        return one
+
+    listing = add("ls", "list streams: records, days, files, bytes", _ls)
+    listing.add_argument("--files", action="store_true", help="list every segment")
+    listing.add_argument("--json", action="store_true", help="print one JSON object a line")
+    verify = add("verify", "check checksums, counts and sequence numbers; exit code 65 on any fault", _verify)
+    verify.add_argument("--json", action="store_true", help="print one JSON object a line")
+    query = add("query", "ask in SQL; there is a view for each stream", _query)
+    query.add_argument("sql", metavar="SQL", help='for instance "SELECT count(*) FROM signals"')
+    _add_output(query, "table")
+    export = add("export", "write one stream to a file", _export)
+    export.add_argument("--stream", required=True, metavar="S")
+    export.add_argument("--where", metavar="SQL", help="a condition, as in SQL")
+    _add_output(export, "parquet")
+    tail = add("tail", "show records as they are written", _tail)
+    tail.add_argument("--stream", action="append", default=[], metavar="S", help="only this; may be repeated")
+    words = "FIELD OP VALUE with = != > < >= <= ~ (contains); may be repeated"
+    tail.add_argument("--where", action="append", default=[], metavar="COND", help=words)
+    tail.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="of each stream, first")
+    tail.add_argument("--no-follow", action="store_true", help="end after these")
+    compact = add("compact", "turn finished segments into Parquet", _compact)
+    compact.add_argument("--all", action="store_true", help="the newest segments too; no daemon may run")
+    compact.add_argument("--memory-mb", type=int, default=128, metavar="MB")
+    prune = add("prune", "remove what archive.keep_days and archive.keep_mb no longer keep", _prune)
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    _add_torture(names)
+
+
+def _add_output(parser: argparse.ArgumentParser, format: str) -> None:
+    formats = ("table", "csv", "json", "parquet")
+    parser.add_argument("--format", choices=formats, default=format, help=f"default {format}")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there")
+    parser.add_argument("--memory-mb", type=int, default=256, metavar="MB", help="for the whole process")
+
+
+def _add_torture(names: Names) -> None:
+    words = "kill a process that records under load, N times; prints what was lost or duplicated"
+    torture = names.add_parser("torture", help=words, description=words)
+    torture.add_argument("--kills", type=int, default=500, metavar="N", help="how often (default 500)")
+    torture.add_argument("--daemon", action="store_true", help="kill `perpd run` on a simulated exchange")
+    torture.add_argument("--seed", type=int, default=1, metavar="N", help="of the moments (default 1)")
+    torture.add_argument("--directory", type=Path, metavar="DIR", help="on the disk to use")
+    torture.set_defaults(archive_function=_torture)
+
+
+def run(args: argparse.Namespace, load: Load) -> int:
+    """Do what was asked; returns the exit code."""
+    if args.what == "torture":
+        code: int = args.archive_function(args)
+        return code
+    from service.archive.catalog import existing
+    from service.directory import market_name
+
+    settings: Settings = load(args).settings
+    data = Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / market_name(settings)
+    code = args.archive_function(args, settings, existing(data / "archive"))
+    return code
+
+
+def _say(words: str) -> None:
+    print(words, flush=True)  # noqa: T201
+
+
+def _ls(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
+    from service.archive.listing import files, streams
+
+    rows = files(directory) if args.files else streams(directory)
+    _rows(rows, as_json=args.json)
+    return EXIT_OK
+
+
+def _rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    from service.archive.table import table
+
+    if as_json:
+        for row in rows:
+            _say(json.dumps(row))
+    elif rows:
+        _say("\n".join(table(list(rows[0]), [list(row.values()) for row in rows])))
+
+
+def _verify(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
+    from service.archive.verification import verify
+
+    reports = verify(directory)
+    rows: list[dict[str, Any]] = [
+        {
+            "stream": report.stream,
+            "records": report.records,
+            "first": report.first,
+            "last": report.last,
+            "segments": report.segments,
+            "gaps": report.gaps,
+            "faults": len(report.findings),
+        }
+        for report in reports
+    ]
+    findings = [finding for report in reports for finding in report.findings]
+    if args.json:
+        rows = [
+            {**row, "findings": [f.words for f in report.findings], "notes": report.notes}
+            for row, report in zip(rows, reports, strict=True)
+        ]
+    _rows(rows, as_json=args.json)
+    if not args.json:
+        for words in [f.words for f in findings] + [note for r in reports for note in r.notes]:
+            _say(words)
+        _say("the archive is whole" if not findings else f"{len(findings)} faults")
+    return EXIT_DATA if findings else EXIT_OK
+
+
+def _query(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
+    from service.archive.query import query
+
+    query(directory, args.sql, format=args.format, out=_output(args), memory_mb=args.memory_mb)
+    return EXIT_OK
+
+
+def _output(args: argparse.Namespace) -> Path | None:
+    from service.archive.query import QueryFailed
+
+    if args.format == "parquet" and args.out is None:
+        raise QueryFailed("Parquet is not for a terminal: name a file with --out")
+    out: Path | None = args.out
+    return out
+
+
+def _export(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
+    from service.archive.query import query
+
+    sql = f'SELECT * FROM "{_stream(args.stream)}"' + (f" WHERE {args.where}" if args.where else "")
+    query(directory, f"{sql} ORDER BY seq", format=args.format, out=_output(args), memory_mb=args.memory_mb)
+    return EXIT_OK
+
+
+def _stream(name: str) -> str:
+    from service.archive.schema import STREAMS
+    from service.archive.tail import ConditionInvalid
+
+    if name not in STREAMS:
+        raise ConditionInvalid(f"there is no stream {name!r}; there are {', '.join(STREAMS)}")
+    return name
+
+
+def _tail(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
+    from service.archive.tail import condition, tail
+
+    streams = [_stream(name) for name in args.stream]
+    conditions = [condition(text) for text in args.where]
+    try:
+        for record in tail(directory, streams, conditions, args.lines, follow=not args.no_follow):
+            _say(json.dumps(record, separators=(",", ":"), ensure_ascii=False))
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+    return EXIT_OK
+
+
+def _compact(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
+    from contextlib import nullcontext
+
+    from service.archive.compaction import compact
+    from service.archive.lock import only_writer
+
+    with only_writer(directory) if args.all else nullcontext():
+        done = compact(directory, args.memory_mb, newest=args.all)
+    ratio = f", {done.parquet_bytes / done.json_bytes:.1%} of it" if done.json_bytes else ""
+    _say(
+        f"compacted {done.segments} segments, {done.records} records: {done.json_bytes} bytes of JSON lines "
+        f"became {done.parquet_bytes} of Parquet{ratio}; refused {done.refused}"
+    )
+    return EXIT_DATA if done.refused else EXIT_OK
+
+
+def _prune(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
+    from service.archive.retention import plan, prune
+
+    removals = plan(directory, settings.archive.keep_days, settings.archive.keep_mb)
+    for removal in removals:
+        _say(f"{removal.segment.path.relative_to(directory)}  {removal.segment.size_bytes}  {removal.reason}")
+    if args.dry_run:
+        total = sum(removal.segment.size_bytes for removal in removals)
+        _say(f"would remove {len(removals)} segments, {total} bytes")
+        return EXIT_OK
+    freed = prune(directory, removals)
+    _say(f"removed {len(removals)} segments, {freed} bytes")
+    return EXIT_OK
+
+
+def _torture(args: argparse.Namespace) -> int:
+    from service.archive.torture import run
+
+    return run("daemon" if args.daemon else "archive", args.kills, args.seed, args.directory)

@@ -1,0 +1,70 @@
+"""DuckDB on the archive: the only file that imports it, loaded by processes that end, never by the daemon."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from service.archive.schema import columns, former_columns, select_list
+from service.archive.segments import LARGEST_LINE_BYTES
+
+DuckError = duckdb.Error
+Connection = duckdb.DuckDBPyConnection
+
+
+@contextmanager
+def connected(memory_mb: int, threads: int = 1) -> Iterator[Connection]:
+    """A database in memory, within its limit; what does not fit goes to a temporary directory."""
+    with tempfile.TemporaryDirectory(prefix="perpd-duckdb-") as spill:
+        connection = duckdb.connect()
+        try:
+            connection.execute(f"SET memory_limit = '{memory_mb}MiB'")
+            connection.execute(f"SET threads = {threads}")
+            connection.execute(f"SET temp_directory = {text(spill)}")
+            connection.execute("SET preserve_insertion_order = false")
+            yield connection
+        finally:
+            connection.close()
+
+
+def json_rows(stream: str, paths: Sequence[Path], *, strict: bool) -> str:
+    """SQL for the records of segments of JSON lines, typed.
+
+    Args: strict: a line or value that cannot be read is an error; otherwise it is left out or null.
+    """
+    types = {column.name: column.read_as for column in columns(stream)} | former_columns(stream)
+    fields = ", ".join(f"{text(name)}: {text(kind)}" for name, kind in types.items())
+    return (
+        f"SELECT {select_list(stream, strict=strict)} FROM read_json({_list(paths)}, "
+        f"format = 'newline_delimited', columns = {{{fields}}}, ignore_errors = {str(not strict).lower()}, "
+        f"maximum_object_size = {LARGEST_LINE_BYTES + 4_096}, compression = 'none')"
+    )
+
+
+def parquet_rows(stream: str, paths: Sequence[Path]) -> str:
+    """SQL for the records of compacted segments, in the present schema."""
+    wanted = ", ".join(f'NULL::{column.read_as} AS "{column.name}"' for column in columns(stream))
+    former = "".join(f', NULL::{kind} AS "{name}"' for name, kind in former_columns(stream).items())
+    # An older file lacks the columns that came later: an empty relation beside it adds them as null.
+    raw = (
+        f"SELECT * FROM (SELECT {wanted}{former}) WHERE false UNION ALL BY NAME "
+        f"SELECT * FROM read_parquet({_list(paths)}, union_by_name = true)"
+    )
+    return f"SELECT {select_list(stream, strict=False)} FROM ({raw})"
+
+
+def no_rows(stream: str) -> str:
+    """SQL for nothing, with the stream's columns."""
+    wanted = ", ".join(f'NULL::{column.type} AS "{column.name}"' for column in columns(stream))
+    return f"SELECT * FROM (SELECT {wanted}) WHERE false"
+
+
+def text(value: str | Path) -> str:
+    """As an SQL literal."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _list(paths: Sequence[Path]) -> str:
+    return "[" + ", ".join(text(path) for path in paths) + "]"

@@ -1,0 +1,27 @@
+"""The archive's lock: never two writers on one directory."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.errors import DataDirectoryUnusable
+
+
+@contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Hold the archive's lock. Raises DataDirectoryUnusable."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise DataDirectoryUnusable(f"the archive at {directory} cannot be written: {error}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataDirectoryUnusable(f"another process writes the archive at {directory}") from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,100 @@
+"""SQL over the archive: a view for each stream, over hot and compacted segments together."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+
+from service.archive.catalog import catalog, check_versions
+from service.archive.duck import Connection, DuckError, connected, json_rows, no_rows, parquet_rows, text
+from service.archive.schema import STREAMS
+from service.archive.table import table
+from service.errors import EXIT_USAGE, PerpdError
+
+FORMATS = ("table", "csv", "json", "parquet")
+DEFAULT_MEMORY_MB = 256
+PROCESS_MB = 96  # what the process needs beside DuckDB's own buffers
+_SHOWN_ROWS = 1_000
+_TRIES = 3
+
+
+class QueryFailed(PerpdError):
+    """The SQL cannot be run, or needs more memory than it may have."""
+
+    exit_code = EXIT_USAGE
+
+
+def define_views(connection: Connection, directory: Path) -> None:
+    """One view a stream, on the files that are there now."""
+    for stream in STREAMS:
+        segments = catalog(directory, stream)
+        compacted = [segment.path for segment in segments if segment.compacted]
+        hot = [segment.path for segment in segments if not segment.compacted and segment.size_bytes]
+        parts = [parquet_rows(stream, compacted)] if compacted else []
+        parts += [json_rows(stream, hot, strict=False)] if hot else []
+        rows = " UNION ALL ".join(f"({part})" for part in parts) or no_rows(stream)
+        connection.execute(f'CREATE OR REPLACE VIEW "{stream}" AS {rows}')
+
+
+def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb: int) -> None:
+    """Run one statement and write its result. Raises: QueryFailed, SchemaNewer."""
+    check_versions(directory)
+    sql = sql.strip().rstrip(";")
+    with connected(max(memory_mb - PROCESS_MB, 32)) as connection:
+        for attempt in range(_TRIES):
+            try:
+                define_views(connection, directory)
+                _answer(connection, sql, format, out)
+                return
+            except DuckError as error:
+                words = " ".join(str(error).split())
+                # A segment that was compacted meanwhile is under its new name when asked again.
+                if attempt < _TRIES - 1 and ("No files found" in words or "No such file" in words):
+                    continue
+                raise QueryFailed(words[:1_000]) from None
+
+
+def _answer(connection: Connection, sql: str, format: str, out: Path | None) -> None:
+    if out is not None and format != "table":
+        connection.execute(f"COPY ({sql}) TO {text(out)} ({_copy_options(format)})")
+        return
+    result = connection.execute(sql)
+    names = [column[0] for column in result.description or ()]
+    rows = _rows(result)
+    if out is None:
+        _print(names, rows, format, sys.stdout)
+        return
+    with out.open("w", encoding="utf-8") as file:
+        _print(names, rows, format, file)
+
+
+def _copy_options(format: str) -> str:
+    return {
+        "csv": "FORMAT csv, HEADER",
+        "json": "FORMAT json",
+        "parquet": "FORMAT parquet, COMPRESSION zstd",
+    }[format]
+
+
+def _rows(result: Any) -> Iterator[tuple[Any, ...]]:
+    while some := result.fetchmany(1_000):
+        yield from some
+
+
+def _print(names: list[str], rows: Iterator[tuple[Any, ...]], format: str, file: TextIO) -> None:
+    if format == "json":
+        for row in rows:
+            file.write(msgspec.json.encode(dict(zip(names, row, strict=True))).decode() + "\n")
+    elif format == "csv":
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)
+    else:
+        shown = list(islice(rows, _SHOWN_ROWS))
+        file.write("\n".join(table(names, shown)) + "\n")
+        if next(rows, None) is not None:
+            file.write(f"(the first {_SHOWN_ROWS} rows; --format csv or json gives all)\n")

@@ -1,0 +1,106 @@
+"""What may be removed, and its removal: by age and size, oldest first, never the newest, never unseen.
+
+Age is measured against the newest record of the archive, so a clock that jumps removes nothing.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from service.archive.catalog import PRUNED_NAME, SEEN_NAME, Segment, catalog, seen_by_training
+from service.archive.manifest import manifest_path
+from service.archive.schema import STREAMS
+from service.archive.segments import sync_directory
+from service.errors import SettingsInvalid
+
+log = structlog.get_logger("archive.retention")
+
+DAY_MS = 86_400_000
+MB = 1_000_000
+# Training joins these; of the others nothing has to be seen before it may go.
+TRAINING_STREAMS = frozenset(("signals", "decisions", "positions", "shadow_outcomes"))
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """One segment that retention removes, and why."""
+
+    segment: Segment
+    reason: str
+
+
+def plan(directory: Path, keep_days: Mapping[str, float], keep_mb: Mapping[str, float]) -> list[Removal]:
+    """What the settings remove now. A stream without an entry, and without `default`, is kept for ever.
+
+    Raises: SettingsInvalid: an entry names no stream.
+    """
+    for name, table in (("keep_days", keep_days), ("keep_mb", keep_mb)):
+        if unknown := set(table) - set(STREAMS) - {"default"}:
+            raise SettingsInvalid(
+                f"archive.{name}: no stream {sorted(unknown)}; there are {', '.join(STREAMS)}, and default"
+            )
+    catalogs = {stream: catalog(directory, stream) for stream in STREAMS}
+    manifests = [segment.manifest for found in catalogs.values() for segment in found if segment.manifest]
+    newest_ms = max((manifest.last_ms for manifest in manifests), default=0)
+    seen = seen_by_training(directory)
+    removals: list[Removal] = []
+    for stream, found in catalogs.items():
+        days = keep_days.get(stream, keep_days.get("default", 0.0))
+        size = keep_mb.get(stream, keep_mb.get("default", 0.0))
+        unseen = seen.get(stream, 0) if stream in TRAINING_STREAMS else None
+        removals += _plan_one(found, newest_ms - days * DAY_MS if days else None, size * MB or None, unseen)
+    return removals
+
+
+def _plan_one(
+    segments: list[Segment], since_ms: float | None, limit_bytes: float | None, seen: int | None
+) -> list[Removal]:
+    """A prefix of the stream, so that what stays has no hole."""
+    removals: list[Removal] = []
+    size_bytes = sum(segment.size_bytes for segment in segments)
+    for segment in segments[:-1]:
+        manifest = segment.manifest
+        if manifest is None or (seen is not None and manifest.last > seen):
+            break
+        if since_ms is not None and manifest.last_ms < since_ms:
+            removals.append(Removal(segment, "older than archive.keep_days"))
+        elif limit_bytes is not None and size_bytes > limit_bytes:
+            removals.append(Removal(segment, "the stream exceeds archive.keep_mb"))
+        else:
+            break
+        size_bytes -= segment.size_bytes
+    return removals
+
+
+def prune(directory: Path, removals: list[Removal]) -> int:
+    """Remove them; the bytes that came free. What is removed is written down first."""
+    freed = 0
+    for removal in removals:
+        segment = removal.segment
+        assert segment.manifest is not None
+        root = directory / segment.stream
+        _write(root / PRUNED_NAME, {"until": segment.manifest.last})
+        segment.path.unlink(missing_ok=True)
+        manifest_path(segment.path).unlink(missing_ok=True)
+        freed += segment.size_bytes
+        log.info("a segment was pruned", segment=str(segment.path), reason=removal.reason)
+    return freed
+
+
+def mark_seen(directory: Path, sequences: Mapping[str, int]) -> None:
+    """Training has taken in these streams up to these sequence numbers: what is older may be pruned."""
+    known = seen_by_training(directory)
+    merged = {name: max(known.get(name, 0), sequences.get(name, 0)) for name in {*known, *sequences}}
+    _write(directory / SEEN_NAME, merged)
+
+
+def _write(path: Path, numbers: dict[str, int]) -> None:
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        file.write(msgspec.json.encode(numbers) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync_directory(path.parent)

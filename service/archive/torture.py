@@ -1,0 +1,249 @@
+"""`perpd archive torture`: kill a process that records under load, over and over; count what is missing.
+
+Each round is a fresh process. It reports every record it is about to put, and every one whose `put`
+returned, through a pipe that outlives it. After SIGKILL at a random moment the archive is opened again, which
+replays the journal, and what is new in the segments is compared: lost is acknowledged and absent, duplicated
+is there more often than it was put. Sequence numbers must go on without a gap.
+"""
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from service.archive.archiver import archiving
+from service.archive.segments import Envelope, segments
+from service.clock import WallClock
+from service.errors import EXIT_FAILURE, EXIT_OK, PerpdError
+from service.settings import ArchiveSettings
+
+DIGEST_BYTES = 8
+ABOUT_TO_PUT, ACKNOWLEDGED, READY = b"P", b"A", b"R"
+MESSAGE_BYTES = 1 + DIGEST_BYTES
+START_LIMIT_S = 120.0
+LONGEST_LOAD_S = {"archive": 0.15, "daemon": 2.0}
+START_KILL_FRACTION = 0.1  # of the kills come while it starts: a replay must survive a kill too
+SIM_SYMBOLS, SIM_SPEED = 40, 600
+
+
+class TortureFailed(PerpdError):
+    """The archive lost, repeated or misplaced a record, or the process under test did not start."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What the rounds came to."""
+
+    kills: int
+    acknowledged: int
+    kept: int
+    unacknowledged: int  # kept although the kill came before put returned
+    replayed: int
+    torn_bytes: int
+    lost: int
+    duplicated: int
+    misnumbered: int
+    seconds: float
+
+
+def digest(record: bytes) -> bytes:
+    return blake2b(record, digest_size=DIGEST_BYTES).digest()
+
+
+def torture(kind: str, kills: int, seed: int, directory: Path, *, tell: bool = False) -> Found:
+    """Kill a process `kills` times and account for every record.
+
+    Args: kind: "archive" (producers alone) or "daemon" (`perpd run` on a simulated exchange).
+    Raises: TortureFailed: the process under test does not start.
+    """
+    chance = random.Random(seed)
+    ledger = _Ledger(directory / "archive")
+    began_s = time.monotonic()
+    with _load(kind, directory) as command:
+        for number in range(kills):
+            _round(kind, command, ledger, chance)
+            if chance.random() < 0.5 or number == kills - 1:
+                ledger.settle()
+            if tell and (number + 1) % max(kills // 10, 1) == 0:
+                print(f"{number + 1} kills: {ledger.words}", file=sys.stderr, flush=True)  # noqa: T201
+    return ledger.found(kills, time.monotonic() - began_s)
+
+
+def run(kind: str, kills: int, seed: int, directory: Path | None) -> int:
+    """The command: prints what was found; exit code 1 when anything was lost, repeated or misplaced."""
+    with tempfile.TemporaryDirectory(prefix="perpd-torture-", dir=directory) as place:
+        found = torture(kind, kills, seed, Path(place), tell=True)
+    print(  # noqa: T201
+        f"{found.kills} kills of the {kind} in {found.seconds:.0f} s, seed {seed}: "
+        f"{found.acknowledged} records acknowledged, {found.kept} kept "
+        f"({found.unacknowledged} of them unacknowledged), {found.replayed} replayed from the journal, "
+        f"{found.torn_bytes} torn bytes set aside\n"
+        f"lost {found.lost}, duplicated {found.duplicated}, misnumbered {found.misnumbered}"
+    )
+    return EXIT_FAILURE if found.lost or found.duplicated or found.misnumbered else EXIT_OK
+
+
+@contextmanager
+def _load(kind: str, directory: Path) -> Iterator[dict[str, Any]]:
+    """What the process under test is told; for a daemon, with an exchange that outlives it."""
+    if kind == "archive":
+        yield {"kind": kind, "directory": str(directory / "archive")}
+        return
+    arguments = ["--symbols", str(SIM_SYMBOLS), "--speed", str(SIM_SPEED), "--parent"]
+    exchange = subprocess.Popen(
+        [sys.executable, "-m", "service", "sim", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert exchange.stdout is not None
+        url = json.loads(exchange.stdout.readline())["rest_url"]
+        threading.Thread(target=exchange.stdout.read, daemon=True).start()
+        argv = ["run", "--data-dir", str(directory), "--symbols", str(SIM_SYMBOLS)]
+        yield {"kind": kind, "argv": argv, "url": url}
+    finally:
+        exchange.kill()
+        exchange.communicate()
+
+
+def _round(kind: str, command: dict[str, Any], ledger: "_Ledger", chance: random.Random) -> None:
+    reading, writing = os.pipe()
+    spec = {**command, "pipe": writing, "seed": chance.randrange(2**31)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.archive.torture_child", json.dumps(spec)],
+        pass_fds=(writing,),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writing)
+    listener = _Listener(reading, ledger)
+    try:
+        if chance.random() < START_KILL_FRACTION:
+            time.sleep(chance.uniform(0.0, 0.4))
+        elif not listener.ready.wait(START_LIMIT_S):
+            raise TortureFailed(f"the {kind} did not start within {START_LIMIT_S:.0f} s")
+        else:
+            time.sleep(chance.uniform(0.0, LONGEST_LOAD_S[kind]))
+        ended = process.poll()
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+        listener.finish()
+    if ended is not None:
+        words = errors.decode(errors="replace")[-600:]
+        raise TortureFailed(f"the {kind} ended by itself with code {ended}: {words}")
+
+
+class _Listener:
+    """Reads what the process under test reports, until it was killed and the pipe is empty."""
+
+    def __init__(self, pipe: int, ledger: "_Ledger") -> None:
+        self._pipe = pipe
+        self._ledger = ledger
+        self._end = threading.Event()
+        self.ready = threading.Event()
+        os.set_blocking(pipe, False)
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._end.set()
+        self._thread.join()
+        os.close(self._pipe)
+
+    def _listen(self) -> None:
+        rest = b""
+        while True:
+            last = self._end.is_set()
+            try:
+                data = os.read(self._pipe, 1 << 20)
+            except BlockingIOError:
+                data = b""
+            if data:
+                rest = self._take(rest + data)
+            elif last:
+                return
+            else:
+                time.sleep(0.001)
+
+    def _take(self, data: bytes) -> bytes:
+        whole = len(data) // MESSAGE_BYTES * MESSAGE_BYTES
+        for at in range(0, whole, MESSAGE_BYTES):
+            kind, name = data[at : at + 1], data[at + 1 : at + MESSAGE_BYTES]
+            if kind == READY:
+                self.ready.set()
+            elif kind == ABOUT_TO_PUT:
+                self._ledger.put[name] += 1
+            else:
+                self._ledger.acknowledged[name] += 1
+        return data[whole:]
+
+
+class _Ledger:
+    """What was put and acknowledged, against what the segments hold."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.put: Counter[bytes] = Counter()
+        self.acknowledged: Counter[bytes] = Counter()
+        self._read_bytes: dict[Path, int] = {}
+        self._sequences: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
+
+    @property
+    def words(self) -> str:
+        return f"lost {self._totals['lost']}, duplicated {self._totals['duplicated']}"
+
+    def settle(self) -> None:
+        """Replay the journal, then compare everything since the last time."""
+        asyncio.run(self._replay())
+        kept = Counter(digest(record) for record in self._new_records())
+        for name, count in kept.items():
+            self._totals["duplicated"] += max(0, count - self.put[name])
+            self._totals["unacknowledged"] += max(0, count - self.acknowledged[name])
+        for name, count in self.acknowledged.items():
+            self._totals["lost"] += max(0, count - kept[name])
+        self._totals["kept"] += kept.total()
+        self._totals["acknowledged"] += self.acknowledged.total()
+        self.put.clear()
+        self.acknowledged.clear()
+
+    async def _replay(self) -> None:
+        async with archiving(self._directory, ArchiveSettings(), WallClock(), drain_limit_s=60) as archive:
+            statistics = archive.statistics()
+        self._totals["replayed"] += statistics.replayed
+        self._totals["torn_bytes"] += statistics.torn_bytes
+
+    def _new_records(self) -> Iterator[bytes]:
+        """Each record as it was put, of what was appended since the last time."""
+        for stream in sorted(path.name for path in self._directory.iterdir() if path.is_dir()):
+            for path in segments(self._directory, stream):
+                with path.open("rb") as file:
+                    file.seek(self._read_bytes.get(path, 0))
+                    for line in file:
+                        yield self._record(stream, line)
+                    self._read_bytes[path] = file.tell()
+
+    def _record(self, stream: str, line: bytes) -> bytes:
+        sequence = msgspec.json.decode(line, type=Envelope).seq
+        self._totals["misnumbered"] += sequence != self._sequences[stream] + 1
+        self._sequences[stream] = sequence
+        return b"{" + line.split(b",", 3)[3].rstrip(b"\n")
+
+    def found(self, kills: int, seconds: float) -> Found:
+        counted = {name: self._totals[name] for name in Found.__struct_fields__[1:-1]}
+        return Found(kills=kills, seconds=seconds, **counted)
