@@ -297,6 +297,7 @@ class Order(Record, frozen=True, kw_only=True):
     reason: str  # the venue's words when rejected or expired
     created_ms: int
     updated_ms: int
+    became_order_id: str = ""  # conditional orders: venue id of the order that the trigger made
 
 
 class Fill(Record, frozen=True, kw_only=True):

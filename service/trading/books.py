@@ -13,7 +13,7 @@ import structlog
 
 from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
-from service.records import CloseReason, Order, OrderStatus, Position
+from service.records import CloseReason, Order, OrderPurpose, OrderStatus, Position
 from service.trading.orders import LEG_LETTERS, client_order_id, is_ours
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
@@ -56,7 +56,7 @@ class Books:
                 client_order_id(position.position_id, "entry", 0)
             )
             if is_open(position) and not position.protected_ms:
-                self.unprotected_since[position.position_id] = self._clock.monotonic_s()
+                self.unprotected_now(position.position_id)
             for leg in LEG_LETTERS:
                 await self._restore_leg(position.position_id, leg)
         for order in await self._store.open_orders():
@@ -84,12 +84,38 @@ class Books:
         """Our orders that are not final, or whose executions are not all booked."""
         return tuple(order for order in self.orders.values() if not self.ended(order))
 
+    def unprotected_now(self, position_id: str) -> None:
+        """No stop of the position rests on the venue; the first to say so starts the clock."""
+        self.unprotected_since.setdefault(position_id, self._clock.monotonic_s())
+
+    def protected(self, position_id: str) -> None:
+        """The position has its stop, or is no more. How long it went without is told and counted."""
+        since_s = self.unprotected_since.pop(position_id, None)
+        if since_s is None:
+            return
+        seconds = self._clock.monotonic_s() - since_s
+        self._recorder.record("trading.unprotected", seconds)
+        self._recorder.count("trading.unprotected_ms", max(round(seconds * 1000), 1))
+
     def unprotected(self) -> list[tuple[str, float]]:
         """Symbol and wall seconds of each position that has no stop on the venue."""
         now_s = self._clock.monotonic_s()
         return [
             (self.positions[name].symbol, now_s - since_s) for name, since_s in self.unprotected_since.items()
         ]
+
+    def orders_of(self, position_id: str) -> tuple[Order, ...]:
+        """The orders of one position that are not final, or whose executions are not all booked."""
+        return tuple(order for order in self.working_orders() if order.position_id == position_id)
+
+    def is_leftover(self, order: Order) -> bool:
+        """A conditional order that must not rest: its position ended, or has a newer one in its place."""
+        position = self.positions.get(order.position_id)
+        if not order.type.conditional or position is None:
+            return order.type.conditional
+        current = position.stop_order_id if order.purpose is OrderPurpose.STOP else position.target_order_id
+        resting = order.status in (OrderStatus.OPEN, OrderStatus.PARTLY_FILLED)
+        return resting and current not in ("", order.client_order_id)
 
     def ended(self, order: Order) -> bool:
         """Final, with all its executions booked."""

@@ -19,10 +19,10 @@ from service.records import (
     Position,
 )
 from service.settings import TradingSettings
-from service.trading.bookkeeping import RESTING, Bookkeeper
+from service.trading.bookkeeping import Bookkeeper
 from service.trading.books import Books
 from service.trading.closing import Closer
-from service.trading.orders import new_order
+from service.trading.orders import RESTING, new_order
 from service.trading.positions import without_protection
 from service.trading.protection import (
     BREACHED,
@@ -122,7 +122,7 @@ class Protector:
         if position_id not in self._books.positions:
             return
         self._forget_protection(position_id, OrderPurpose.STOP)
-        self._books.unprotected_since.setdefault(position_id, self._clock.monotonic_s())
+        self._books.unprotected_now(position_id)
         self.protect(position_id)
 
     def target_missing(self, position_id: str) -> None:
@@ -262,14 +262,11 @@ class Protector:
         return Failure(code=0, detail="no stop of this position rests on the venue")
 
     def sweep(self, name: str) -> None:
-        """See to it that no conditional order of an ended position rests."""
-        if any(
-            order.position_id == name and order.type.conditional for order in self._books.working_orders()
-        ):
+        """See to it that no conditional order rests that protects nothing, or is one too many."""
+        if any(self._books.is_leftover(order) for order in self._books.orders_of(name)):
             self._spawn(self._cancel_leftovers(name), f"trading.sweep.{name}")
 
     async def _cancel_leftovers(self, name: str) -> None:
-        """Cancel the conditional orders of a position that ended."""
-        for order in self._books.working_orders():
-            if order.position_id == name and order.type.conditional and name not in self._books.positions:
+        for order in self._books.orders_of(name):
+            if self._books.is_leftover(order):
                 await self._sender.cancel(order)

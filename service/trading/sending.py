@@ -7,15 +7,24 @@ import asyncio
 from collections.abc import Sequence
 from decimal import Decimal
 
+import msgspec
 import structlog
 
 from service.errors import DataDirectoryUnusable, OrderOutcomeUnknown, VenueError, VenueMalformed
 from service.ports import Clock, Exchange, Recorder
 from service.records import Fill, Order, OrderPurpose, OrderRequest, OrderStatus
-from service.trading.bookkeeping import CONTRADICTIONS, RESTING, Bookkeeper
+from service.trading.bookkeeping import CONTRADICTIONS, Bookkeeper
 from service.trading.books import Books
 from service.trading.ledger import Ledger
-from service.trading.orders import with_status
+from service.trading.orders import (
+    RESTING,
+    Denied,
+    Refused,
+    Reported,
+    Sent,
+    Unanswered,
+    step,
+)
 from service.trading.outbox import Outbox
 from service.trading.protection import ALREADY_THERE, Failure
 
@@ -69,7 +78,7 @@ class Sender:
             else:
                 self._books.remember(order)
                 self._outbox.put("orders", order)
-            order = with_status(order, OrderStatus.SENT, self._clock.now_ms()).order
+            order = step(order, Sent(), self._clock.now_ms()).order
             self._books.orders[name] = order
             self._books.changed.setdefault(name, asyncio.Event())
             self._books.versions[order.symbol] += 1
@@ -91,7 +100,7 @@ class Sender:
     async def _send_unknown(self, order: Order, error: VenueError) -> Failure | None:
         name = order.client_order_id
         self._recorder.count("trading.orders_unknown")
-        order = await self._bookkeeper.set_status(order, OrderStatus.UNKNOWN, str(error))
+        order = await self._bookkeeper.tell(order, Unanswered(str(error)))
         log.warning(
             "order without an answer: asking", symbol=order.symbol, client_order_id=name, error=str(error)
         )
@@ -103,7 +112,7 @@ class Sender:
 
     async def _send_failed(self, order: Order, error: VenueError) -> Failure:
         self._recorder.count("trading.orders_rejected")
-        order = await self._bookkeeper.set_status(order, OrderStatus.REJECTED, f"{error.code}: {error}")
+        order = await self._bookkeeper.tell(order, Refused(f"{error.code}: {error}"))
         log.warning(
             "order refused", symbol=order.symbol, purpose=order.purpose, code=error.code, error=str(error)
         )
@@ -193,9 +202,7 @@ class Sender:
             log.error("order denied, but something is held", symbol=order.symbol, held=str(held))
             self._books.reconcile_wanted.set()
             return False
-        await self._bookkeeper.set_status(
-            known, OrderStatus.REJECTED, "the venue does not know it and holds nothing of it"
-        )
+        await self._bookkeeper.tell(known, Denied("the venue does not know it and holds nothing of it"))
         return True
 
     async def cancel(self, order: Order) -> bool:
@@ -208,5 +215,7 @@ class Sender:
             log.warning("cancel failed", symbol=order.symbol, error=str(error))
             self._books.reconcile_wanted.set()
             return False
-        await self._bookkeeper.set_status(order, OrderStatus.CANCELLED, "")
+        await self._bookkeeper.tell(
+            order, Reported(msgspec.structs.replace(order, status=OrderStatus.CANCELLED))
+        )
         return True
