@@ -50,6 +50,7 @@ from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import Clock, Exchange, StateStore
+from service.records import Instrument
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.sqlite import open_sqlite
@@ -274,6 +275,7 @@ class _Opened:
             settings.trading,
             self.monitor,
             margin_type=settings.exchange.margin_type,
+            rules=lambda symbol: self._rules(instruments, symbol),
         )
         equity = EquityWatch(exchange, self.store, ledger, clock, settings.risk, self.monitor)
         await equity.open()
@@ -288,6 +290,7 @@ class _Opened:
             interval_s=settings.trading.reconcile_s,
         )
         feed = CandleFeed(exchange, candles, clock, settings.market, self.monitor)
+        feed.on_price = lambda symbol, price, _: executor.on_price(symbol, price)
         await executor.restore()
         universe = await self._choose(instruments, executor.held_symbols())
         await exchange.prepare(universe.symbols, settings.exchange.margin_type)
@@ -349,6 +352,11 @@ class _Opened:
         if opening is not None:
             await self.archive.put("adjustments", opening)
         return ledger
+
+    async def _rules(self, instruments: InstrumentTable, symbol: str) -> Instrument | None:
+        """The venue's rules of a symbol, read anew. Raises VenueError."""
+        instruments.refresh(await self.exchange.instruments())
+        return instruments.get(symbol)
 
     async def _choose(self, instruments: InstrumentTable, held: frozenset[str]) -> Universe:
         universe = select(

@@ -4,6 +4,7 @@ A fill is booked once: ledger, position and store in one transaction. What a cha
 position's protection is told to whoever protects it.
 """
 
+import itertools
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -302,7 +303,9 @@ class Bookkeeper:
             (
                 known
                 for known in self._books.orders.values()
-                if known.symbol == fill.symbol and known.venue_order_id == fill.venue_order_id
+                if known.symbol == fill.symbol
+                and fill.venue_order_id
+                == (known.became_order_id if known.type.conditional else known.venue_order_id)
             ),
             None,
         )
@@ -350,9 +353,12 @@ class Bookkeeper:
             position = self._books.positions.get(position_id)
             if position is None or is_open(position):
                 return
-            order = await self._books.known(client_order_id(position_id, "entry", 0))
-            if order is not None and not self._books.ended(order):
-                return  # it executed, and its fills are still to come
+            for attempt in itertools.count():
+                order = await self._books.known(client_order_id(position_id, "entry", attempt))
+                if order is None:
+                    break
+                if not self._books.ended(order):
+                    return  # it executed, and its fills are still to come
             ended = never_opened(position, self._clock.now_ms())
             await self._books.save_position(ended)
             await self._forget(ended)

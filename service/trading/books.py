@@ -43,6 +43,7 @@ class Books:
         self.foreign: dict[str, str] = {}  # symbol to why; set by reconciliation
         self.quarantined: dict[str, str] = {}  # symbol to why; until the next start
         self.versions: Counter[str] = Counter()
+        self._barred: tuple[str, float] = ("", 0.0)  # why the venue lets nothing be opened, until when
         self.store_failing = False
         self.reconcile_wanted = asyncio.Event()
 
@@ -52,9 +53,7 @@ class Books:
             return
         for position in await self._store.open_positions():
             self.positions[position.position_id] = position
-            self.entered[position.position_id] = await self._booked(
-                client_order_id(position.position_id, "entry", 0)
-            )
+            self.entered[position.position_id] = await self._entered(position.position_id)
             if is_open(position) and not position.protected_ms:
                 self.unprotected_now(position.position_id)
             for leg in LEG_LETTERS:
@@ -64,6 +63,15 @@ class Books:
         self._restored = True
         if self.positions:
             log.info("positions restored", symbols=[p.symbol for p in self.positions.values()])
+
+    async def _entered(self, position_id: str) -> Decimal:
+        total = ZERO
+        for attempt in itertools.count():
+            name = client_order_id(position_id, "entry", attempt)
+            if await self._store.order(name) is None:
+                return total
+            total += await self._booked(name)
+        raise AssertionError("unreachable")
 
     async def _restore_leg(self, position_id: str, leg: str) -> None:
         """Final ones too: their executions may not all be booked."""
@@ -186,6 +194,18 @@ class Books:
         self.store_failing = True
         self._recorder.count("trading.store_failures")
         log.error("state cannot be written: no entries", error=str(error))
+
+    def bar_entries(self, reason: str, seconds: float) -> None:
+        """The venue lets nothing be opened. Args: seconds: wall time, infinite until the next start."""
+        self._recorder.count("trading.entries_barred")
+        log.error("no entries: the venue allows none", reason=reason, seconds=seconds)
+        self._barred = (reason, max(self._barred[1], self._clock.monotonic_s() + seconds))
+
+    @property
+    def entries_barred(self) -> str:
+        """Why the venue lets nothing be opened now, or ""."""
+        reason, until_s = self._barred
+        return reason if self._clock.monotonic_s() < until_s else ""
 
     def quarantine(self, symbol: str, error: Exception) -> None:
         self._recorder.count("trading.quarantined")

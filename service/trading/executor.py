@@ -16,7 +16,16 @@ import structlog
 
 from service.errors import DataDirectoryUnusable
 from service.ports import Archive, Clock, Exchange, Recorder, StateStore, UserEvent
-from service.records import Adjustment, CloseReason, Fill, Order, Position, RefusalReason, Signal
+from service.records import (
+    Adjustment,
+    CloseReason,
+    Fill,
+    Instrument,
+    Order,
+    Position,
+    RefusalReason,
+    Signal,
+)
 from service.settings import TradingSettings
 from service.trading.bookkeeping import CONTRADICTIONS, Bookkeeper
 from service.trading.books import Books
@@ -27,7 +36,7 @@ from service.trading.outbox import Outbox
 from service.trading.positions import is_open
 from service.trading.protecting import Protector
 from service.trading.ranking import Refused
-from service.trading.sending import ASK_DELAYS_S, Sender, pause
+from service.trading.sending import ASK_DELAYS_S, Rules, Sender, pause
 from service.trading.sizing import Approved
 
 log = structlog.get_logger("trading.executor")
@@ -36,11 +45,17 @@ QUEUE_EVENTS = 10_000
 RETRY_S = 1.0
 
 
+async def rules_unknown(symbol: str) -> Instrument | None:
+    """Where nobody can read the venue's rules anew."""
+    return None
+
+
 class Executor:
     """Orders, positions and their protection. Enter `running()` before anything else.
 
     Args: ask_delays_s: wall seconds before each question about an order without an answer;
-    retry_s: wall seconds between attempts while the venue is out of reach.
+    retry_s: wall seconds between attempts while the venue is out of reach; rules: reads the venue's rules
+    anew and gives those of a symbol.
     """
 
     def __init__(
@@ -56,6 +71,7 @@ class Executor:
         margin_type: str = "ISOLATED",
         ask_delays_s: Sequence[float] = ASK_DELAYS_S,
         retry_s: float = RETRY_S,
+        rules: Rules = rules_unknown,
     ) -> None:
         self._clock = clock
         self._recorder = recorder
@@ -80,9 +96,18 @@ class Executor:
             answer_limit_s=settings.answer_limit_s,
             ask_delays_s=ask_delays_s,
         )
-        self._closer = Closer(books, sender, clock)
+        self._closer = Closer(exchange, books, sender, clock, rules)
         self._protector = Protector(
-            exchange, books, keeper, sender, self._closer, clock, settings, recorder, retry_s=retry_s
+            exchange,
+            books,
+            keeper,
+            sender,
+            self._closer,
+            clock,
+            settings,
+            recorder,
+            retry_s=retry_s,
+            rules=rules,
         )
         self._opener = Opener(
             exchange,
@@ -94,6 +119,7 @@ class Executor:
             clock,
             settings,
             margin_type=margin_type,
+            rules=rules,
         )
         self.reconcile_wanted = books.reconcile_wanted
 
@@ -208,6 +234,13 @@ class Executor:
             self._recorder.count("trading.events_discarded")
             self._books.reconcile_wanted.set()
 
+    def on_price(self, symbol: str, price: float) -> None:
+        """A newer price of a symbol; called on the loop thousands of times a second, never blocks."""
+        if self._books.positions:
+            position = self._books.position_on(symbol)
+            if position is not None:
+                self._protector.on_price(position, price)
+
     def on_gap(self) -> None:
         """Events may have been missed."""
         self._books.reconcile_wanted.set()
@@ -272,6 +305,8 @@ class Executor:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail="draining, running is needed")
         if self._books.store_failing:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail="state cannot be written")
+        if self._books.entries_barred:
+            return Refused(reason=RefusalReason.ENTRIES_OFF, detail=self._books.entries_barred)
         blocked = self.blocked_symbols().get(symbol)
         if blocked or symbol in self.held_symbols():
             return Refused(

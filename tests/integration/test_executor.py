@@ -164,6 +164,7 @@ async def test_an_entry_of_unknown_fate_keeps_its_symbol_busy_and_is_protected_o
 async def test_a_denied_order_is_not_given_up_while_something_is_held(desk: Desk):
     desk.venue.silent = True
     desk.venue.forgetful = True
+    desk.venue.amnesia = True
     desk.venue.lose = {OrderPurpose.ENTRY: 1}
     answer = await desk.executor.open(signal(), approved())
     assert refusal(answer) is RefusalReason.ORDER_UNKNOWN
@@ -208,12 +209,13 @@ async def test_a_rejected_stop_is_tried_again_then_with_the_other_working_type(d
     assert position.stop_order_id == stops[-1].client_order_id
 
 
-async def test_a_stop_that_cannot_be_placed_closes_the_position(desk: Desk):
-    desk.venue.before = {OrderPurpose.STOP: [OrderRejected("no", code=-4131) for _ in range(3)]}
-    await desk.executor.open(signal(), approved())
-    position = await desk.closed()
-    assert position.close_reason == "exit"
-    assert desk.venue.held == {}
+async def test_a_stop_that_cannot_be_placed_closes_the_position_when_time_is_up(tmp_path: Path):
+    async with desk_at(tmp_path, Venue(), unprotected_limit_s=0.05) as desk:
+        desk.venue.before = {OrderPurpose.STOP: [OrderRejected("no", code=-4131) for _ in range(1000)]}
+        await desk.executor.open(signal(), approved())
+        position = await desk.closed()
+        assert position.close_reason == "exit"
+        assert desk.venue.held == {}
 
 
 async def test_an_outage_after_the_entry_ends_in_a_stop_or_a_close(desk: Desk):

@@ -1,5 +1,6 @@
 """A position is never naked, and never has two stops: against an in-memory venue."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from service.errors import OrderRejected
 from service.records import OrderPurpose, OrderStatus, OrderType
 from service.trading.orders import client_order_id
-from tests.integration.trading_desk import Desk, Venue, desk_at, opened, quiet
+from tests.integration.trading_desk import Desk, Venue, approved, desk_at, opened, quiet, signal, until
 
 
 @pytest.fixture
@@ -56,3 +58,38 @@ async def test_seconds_without_a_stop_are_counted(desk: Desk):
     assert desk.counts.counts["trading.unprotected_ms"] >= 2
     assert desk.executor.unprotected() == []
     assert {o.type for o in desk.venue.resting(OrderPurpose.STOP)} == {OrderType.STOP_MARKET}
+
+
+async def test_a_stop_that_is_refused_is_placed_as_another_type_before_anything_is_given_up(desk: Desk):
+    desk.venue.before = {OrderPurpose.STOP: [OrderRejected("no", code=-2010)] * 3}
+    await desk.executor.open(signal(), approved())
+    await quiet(desk)
+    stops = [request for request in desk.venue.sent if request.purpose is OrderPurpose.STOP]
+    assert [s.working_type for s in stops] == ["MARK_PRICE", "MARK_PRICE", "CONTRACT_PRICE", "CONTRACT_PRICE"]
+    assert [s.close_position for s in stops] == [True, True, True, False]
+    assert (stops[-1].quantity, stops[-1].reduce_only) == (2, True)
+    assert desk.executor.unprotected() == []
+
+
+async def test_without_a_stop_on_the_venue_perpd_closes_at_the_stop_itself(desk: Desk):
+    away = [OrderRejected("no", code=-2010) for _ in range(100_000)]
+    desk.venue.before = {OrderPurpose.STOP: away}
+    entering = asyncio.create_task(desk.executor.open(signal(), approved()))
+    await until(desk.executor.unprotected)
+    desk.executor.on_price("AUSDT", 99.5)
+    desk.executor.on_price("BUSDT", 1.0)
+    assert desk.counts.counts.get("trading.software_stops", 0) == 0
+    desk.venue.mark = Decimal("98.9")
+    desk.executor.on_price("AUSDT", 98.9)
+    desk.executor.on_price("AUSDT", 98.8)
+    await entering
+    assert (await desk.closed()).close_reason == "stop"
+    assert desk.counts.counts["trading.software_stops"] == 1
+    assert len([r for r in desk.venue.sent if r.purpose is OrderPurpose.EXIT]) == 1
+
+
+async def test_with_its_stop_on_the_venue_a_price_closes_nothing(desk: Desk):
+    await opened(desk)
+    desk.executor.on_price("AUSDT", 1.0)
+    await quiet(desk)
+    assert len(desk.executor.positions()) == 1

@@ -39,11 +39,12 @@ from service.records import (
 )
 from service.settings import TradingSettings
 from service.store.sqlite import SqliteStore, open_sqlite
-from service.trading.executor import Executor
+from service.trading.executor import Executor, rules_unknown
 from service.trading.ledger import Ledger, open_ledger
 from service.trading.orders import new_order
 from service.trading.ranking import Refused
 from service.trading.reconcile import Reconciler
+from service.trading.sending import Rules
 from service.trading.sizing import Approved
 
 FEE = Decimal("0.0005")
@@ -67,7 +68,8 @@ class Venue:
         self.lose: dict[OrderPurpose, int] = {}
         self.silent = False
         self.repeats = 1
-        self.forgetful = False
+        self.forgetful = False  # denies every order it is asked for
+        self.amnesia = False  # denies every execution
         self.reachable = True
         self.listener: Callable[[Order | Fill | Adjustment], None] = lambda event: None
         self.known: Callable[[OrderRequest], object] = lambda request: None
@@ -173,12 +175,18 @@ class Venue:
     def resting(self, purpose: OrderPurpose) -> list[Order]:
         return [o for o in self.orders.values() if o.purpose is purpose and o.status is OrderStatus.OPEN]
 
-    async def cancel(self, order: Order) -> None:
+    async def cancel(self, order: Order) -> bool:
         self._check()
         self.cancelled.append(order.client_order_id)
         found = self.orders.get(order.client_order_id)
-        if found is not None and not found.status.final:
-            self.vanish(order.client_order_id)
+        if found is None or found.status.final:
+            return False
+        self.vanish(order.client_order_id)
+        return True
+
+    async def executions(self, symbol: str, since_ms: int) -> list[Fill]:
+        self._check()
+        return [f for f in self.fills if f.symbol == symbol and f.filled_ms >= since_ms and not self.amnesia]
 
     def vanish(self, name: str) -> None:
         self.orders[name] = msgspec.structs.replace(self.orders[name], status=OrderStatus.CANCELLED)
@@ -280,7 +288,9 @@ async def quiet(desk: Desk) -> None:
 
 
 @asynccontextmanager
-async def desk_at(path: Path, venue: Venue, **settings: object) -> AsyncIterator[Desk]:
+async def desk_at(
+    path: Path, venue: Venue, *, rules: Rules = rules_unknown, **settings: object
+) -> AsyncIterator[Desk]:
     trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2), **settings)
     archive, counts, clock = Kept(), Counts(), WallClock()
     async with open_sqlite(path / "state") as store:
@@ -295,6 +305,7 @@ async def desk_at(path: Path, venue: Venue, **settings: object) -> AsyncIterator
             counts,
             ask_delays_s=(0, 0.001, 0.002),
             retry_s=0.001,
+            rules=rules,
         )
         venue.listener = executor.on_event
         async with executor.running():

@@ -13,6 +13,7 @@ from service.exchange.binance import codec
 from service.exchange.binance.errors import Kind
 from service.exchange.binance.rest import Call, Transport, read
 from service.ports import Clock
+from service.reactions import Reaction
 from service.records import (
     Account,
     Adjustment,
@@ -24,10 +25,11 @@ from service.records import (
     OrderType,
 )
 
-NO_SUCH_ORDER = frozenset({-2011, -2013})
-MARGIN_TYPE_IS_SET = -4046
 INCOME_PAGE_ROWS = 1_000
 INCOME_PAGES = 100
+TRADE_PAGE_ROWS = 1_000
+TRADE_WINDOW_MS = 7 * 86_400_000 - 1  # the longest the venue answers for
+TRADES_KEPT_MS = 90 * 86_400_000
 
 ACCOUNT = Call("GET", "/fapi/v3/account", weight=5, signed=True, priority=True)
 POSITION_RISK = Call("GET", "/fapi/v3/positionRisk", weight=5, signed=True, priority=True)
@@ -95,7 +97,7 @@ class AccountCalls:
         try:
             await self._transport.send(SET_MARGIN_TYPE, {"symbol": symbol, "marginType": margin_type})
         except RequestRejected as error:
-            if error.code != MARGIN_TYPE_IS_SET:
+            if error.reaction is not Reaction.DONE:
                 raise
 
     async def place(self, request: OrderRequest) -> Order:
@@ -114,7 +116,7 @@ class AccountCalls:
             raise OrderOutcomeUnknown(str(error)) from None
         return _placed(request, view.record(), self._clock.now_ms())
 
-    async def cancel(self, order: Order) -> None:
+    async def cancel(self, order: Order) -> bool:
         """Cancel; see the port. Raises VenueUnavailable when no usable answer came: repeat it."""
         try:
             if order.type.conditional:
@@ -124,8 +126,10 @@ class AccountCalls:
                     CANCEL, {"symbol": order.symbol, "origClientOrderId": order.client_order_id}
                 )
         except RequestRejected as error:
-            if error.code not in NO_SUCH_ORDER:
+            if error.reaction is not Reaction.LOOK_FOR_ORDER:
                 raise
+            return False
+        return True
 
     async def order(self, order: Order) -> tuple[Order, list[Fill]] | None:
         """See the port. Right after a lost answer None proves nothing: ask again."""
@@ -136,7 +140,7 @@ class AccountCalls:
                 view = await self._plain(order.symbol, origClientOrderId=order.client_order_id)
                 found, venue_id = view.record(), str(view.order_id)
         except RequestRejected as error:
-            if error.code in NO_SUCH_ORDER:
+            if error.reaction is Reaction.LOOK_FOR_ORDER:
                 return None
             raise
         fills: list[Fill] = []
@@ -171,6 +175,44 @@ class AccountCalls:
         return await read(
             self._transport, TRADES, params, lambda body: codec.fills(body, order.client_order_id)
         )
+
+    async def executions(self, symbol: str, since_ms: int) -> list[Fill]:
+        """See the port."""
+        rows: dict[str, Fill] = {}
+        now_ms = self._clock.now_ms()
+        start_ms = max(since_ms, now_ms - TRADES_KEPT_MS)
+        while start_ms <= now_ms:
+            end_ms = start_ms + TRADE_WINDOW_MS
+            page = await self._executions(symbol, start_ms, end_ms)
+            rows.update((fill.trade_id, fill) for fill in page)
+            # Rows of one millisecond may be split over two pages: a full page's last one begins the next.
+            full = len(page) >= TRADE_PAGE_ROWS
+            start_ms = max(page[-1].filled_ms, start_ms + 1) if full else end_ms + 1
+        names = {
+            venue_id: await self._client_id(symbol, venue_id)
+            for venue_id in dict.fromkeys(fill.venue_order_id for fill in rows.values())
+        }
+        return [
+            msgspec.structs.replace(fill, client_order_id=names[fill.venue_order_id])
+            for fill in sorted(rows.values(), key=lambda fill: (fill.filled_ms, fill.trade_id))
+        ]
+
+    async def _executions(self, symbol: str, start_ms: int, end_ms: int) -> list[Fill]:
+        params = {
+            "symbol": symbol,
+            "startTime": str(start_ms),
+            "endTime": str(end_ms),
+            "limit": str(TRADE_PAGE_ROWS),
+        }
+        return await read(self._transport, TRADES, params, lambda body: codec.fills(body, ""))
+
+    async def _client_id(self, symbol: str, venue_id: str) -> str:
+        try:
+            return (await self._plain(symbol, orderId=venue_id)).client_order_id
+        except RequestRejected as error:
+            if error.reaction is not Reaction.LOOK_FOR_ORDER:
+                raise
+            return ""  # what was not filled is forgotten after 3 days, everything after 90
 
     async def open_orders(self) -> list[Order]:
         """All resting orders, conditional ones included."""
