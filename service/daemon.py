@@ -276,6 +276,7 @@ class _Opened:
             self.monitor,
             margin_type=settings.exchange.margin_type,
             rules=lambda symbol: self._rules(instruments, symbol),
+            instrument_of=instruments.get,
         )
         equity = EquityWatch(exchange, self.store, ledger, clock, settings.risk, self.monitor)
         await equity.open()

@@ -381,6 +381,7 @@ class Position(Record, frozen=True, kw_only=True):
     stop_order_id: str = ""  # client order ids
     target_order_id: str = ""
     protected_ms: int = 0  # when the stop was known to rest on the venue; 0 while unprotected
+    first_stop: Decimal = Decimal(0)  # where the stop was at the entry; the risk is measured from it
 
 
 class ShadowPosition(Record, frozen=True, kw_only=True):

@@ -111,6 +111,7 @@ class TradingSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     stop_working_type: Literal["CONTRACT_PRICE", "MARK_PRICE"] = "MARK_PRICE"
     answer_limit_s: Positive = 10.0
     unprotected_limit_s: Positive = 15.0
+    trail_r: NonNegative = 0.0
     reconcile_s: Positive = 60.0
 
 

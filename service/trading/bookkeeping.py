@@ -132,8 +132,8 @@ class Bookkeeper:
             return
         if current is not None and current.status in RESTING:
             self._recorder.count("trading.surplus_orders")
-            self._sweep(position.position_id)
             if _attempt(current) > _attempt(order) or current.status is OrderStatus.TRIGGERED:
+                self._sweep(position.position_id)
                 return
         changes: dict[str, object] = {"stop_order_id" if stop else "target_order_id": name}
         if stop:
@@ -143,6 +143,7 @@ class Bookkeeper:
         await self._books.save_position(position)
         if stop:
             self._outbox.put("positions", position)
+        self._sweep(position.position_id)
 
     async def _unguarded(self, order: Order, position: Position) -> None:
         """A stop or target ended without executing: if it is the one that counts, another is needed."""
@@ -264,6 +265,10 @@ class Bookkeeper:
         self._books.positions[name] = position
         if fill.side is position.position_side.entry_side:
             self._books.entered[name] = self._books.entered.get(name, ZERO) + fill.quantity
+        stop = self._books.orders.get(position.stop_order_id)
+        if stop is not None and 0 < stop.quantity < position.quantity:  # a stop for a quantity, now too small
+            position = without_protection(position, OrderPurpose.STOP)
+            await self._books.save_position(position)
         if not position.protected_ms:
             self._books.unprotected_now(name)
             self._protect(name)

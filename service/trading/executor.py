@@ -34,7 +34,7 @@ from service.trading.entering import Opener
 from service.trading.ledger import Holding, Ledger
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
-from service.trading.protecting import Protector
+from service.trading.protecting import InstrumentOf, Protector
 from service.trading.ranking import Refused
 from service.trading.sending import ASK_DELAYS_S, Rules, Sender, pause
 from service.trading.sizing import Approved
@@ -55,7 +55,7 @@ class Executor:
 
     Args: ask_delays_s: wall seconds before each question about an order without an answer;
     retry_s: wall seconds between attempts while the venue is out of reach; rules: reads the venue's rules
-    anew and gives those of a symbol.
+    anew and gives those of a symbol; instrument_of: gives them as last read.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Executor:
         ask_delays_s: Sequence[float] = ASK_DELAYS_S,
         retry_s: float = RETRY_S,
         rules: Rules = rules_unknown,
+        instrument_of: InstrumentOf = lambda symbol: None,
     ) -> None:
         self._clock = clock
         self._recorder = recorder
@@ -108,6 +109,7 @@ class Executor:
             recorder,
             retry_s=retry_s,
             rules=rules,
+            instrument_of=instrument_of,
         )
         self._opener = Opener(
             exchange,

@@ -4,7 +4,8 @@ Stop and target are kept at the same time, each by a task of its own: neither wa
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from decimal import Decimal
 
 import msgspec
 import structlog
@@ -14,6 +15,7 @@ from service.ports import Clock, Exchange, Recorder
 from service.reactions import Reaction
 from service.records import (
     CloseReason,
+    Instrument,
     OrderPurpose,
     OrderRequest,
     OrderStatus,
@@ -37,10 +39,15 @@ from service.trading.protection import (
 )
 from service.trading.sending import Rules, Sender, pause
 from service.trading.sizing import fitted_trigger
+from service.trading.trailing import trailed_stop
 
 log = structlog.get_logger("trading.protecting")
 
 LONGEST_RETRY_S = 60.0
+TRAIL_PAUSE_S = 5.0  # between two moves of one stop: each costs two requests
+
+InstrumentOf = Callable[[str], Instrument | None]
+"""The venue's rules of a symbol as last read."""
 
 
 class Protector:
@@ -62,6 +69,7 @@ class Protector:
         *,
         retry_s: float,
         rules: Rules,
+        instrument_of: InstrumentOf,
     ) -> None:
         self._exchange = exchange
         self._books = books
@@ -73,6 +81,8 @@ class Protector:
         self._recorder = recorder
         self._retry_s = retry_s
         self._rules = rules
+        self._instrument_of = instrument_of
+        self._trail_after_s: dict[str, float] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self.background: set[asyncio.Task[None]] = set()
         self._stopping: set[str] = set()  # positions that the software stop is closing
@@ -239,18 +249,68 @@ class Protector:
         )
 
     def on_price(self, position: Position, price: float) -> None:
-        """The software stop: a position whose stop does not rest is closed when the price gets there.
+        """See what a price means for a position. Called for each of its prices, on the loop; never blocks."""
+        if self._tasks is None:
+            return
+        if position.position_id in self._books.unprotected_since:
+            self._watch(position, price)
+        elif self._settings.trail_r:
+            self._trail(position, price)
 
-        Called for each price of its symbol, on the loop; never blocks.
-        """
+    def _watch(self, position: Position, price: float) -> None:
+        """The software stop: a position whose stop does not rest is closed when the price gets there."""
         name = position.position_id
-        if name not in self._books.unprotected_since or name in self._stopping or self._tasks is None:
+        if name in self._stopping:
             return
         if stop_breached(float(position.stop), price, position.position_side.sign):
             self._stopping.add(name)
             self._recorder.count("trading.software_stops")
             log.error("software stop reached", symbol=position.symbol, price=price, stop=str(position.stop))
             self._spawn(self._software_stop(position), f"trading.software_stop.{name}")
+
+    def _trail(self, position: Position, price: float) -> None:
+        name = position.position_id
+        instrument = self._instrument_of(position.symbol)
+        busy = (name, OrderPurpose.STOP) in self._legs or name in self._closer.exiting
+        if busy or instrument is None or self._clock.monotonic_s() < self._trail_after_s.get(name, 0.0):
+            return
+        stop = trailed_stop(position, price, self._settings.trail_r, instrument.tick_size)
+        if stop is None:
+            return
+        self._trail_after_s[name] = self._clock.monotonic_s() + TRAIL_PAUSE_S
+        task = self._spawn(self._move_stop(position, stop), f"trading.trail.{name}")
+        if task is not None:
+            self._legs[name, OrderPurpose.STOP] = task
+
+    async def _move_stop(self, position: Position, stop: Decimal) -> None:
+        """Place the better stop; once it rests, the books take it for the stop and the old one is swept.
+
+        The venue lets one order for the whole position rest in a direction: the two forms take turns.
+        """
+        name = position.position_id
+        try:
+            current = self._books.orders.get(position.stop_order_id)
+            failure = await self._place_protective(
+                msgspec.structs.replace(position, stop=stop),
+                OrderPurpose.STOP,
+                self._settings.stop_working_type,
+                reduce_only=current is None or not current.quantity,
+            )
+            if failure is None:
+                self._recorder.count("trading.stops_moved")
+                log.info("stop moved", symbol=position.symbol, stop=str(stop), before=str(position.stop))
+            else:
+                log.warning(
+                    "stop not moved, the old one rests", symbol=position.symbol, detail=failure.detail
+                )
+        except DataDirectoryUnusable as error:
+            self._books.note_store(error)
+        finally:
+            self._legs.pop((name, OrderPurpose.STOP), None)
+            if name not in self._books.positions:
+                self._trail_after_s.pop(name, None)
+            elif name in self._books.unprotected_since:
+                self.protect(name)  # the old one ended meanwhile, and nobody could see to it
 
     async def _software_stop(self, position: Position) -> None:
         try:

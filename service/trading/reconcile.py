@@ -7,7 +7,7 @@ than the events already booked.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
@@ -54,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     targets_missing: tuple[Position, ...]
     ask: tuple[Order, ...]  # ours, not final, and not resting: executed, cancelled or lost
     resting: tuple[Order, ...]  # the venue's view of ours that rest
-    sweep: tuple[Order, ...]  # ours rest, but their position ended
+    sweep: tuple[Order, ...]  # ours rest, but their position ended, or has another in their place
     vanished: tuple[Position, ...]
     changed: tuple[tuple[Position, Decimal], ...]  # and the venue's quantity
     given_up: tuple[Position, ...]  # meant to be, but no order is left that could open them
@@ -72,10 +72,15 @@ def plan(account: Account, resting: Sequence[Order], ours: OurView) -> Plan:
     working = {order.position_id for order in ours.orders if order.purpose is OrderPurpose.ENTRY}
     return Plan(
         stops_missing=tuple(p for p in on_venue if p.stop_order_id not in by_name),
-        targets_missing=tuple(p for p in on_venue if p.target_order_id not in by_name),
+        targets_missing=tuple(p for p in on_venue if p.target and p.target_order_id not in by_name),
         ask=tuple(order for order in orders if order.client_order_id not in by_name),
         resting=tuple(by_name[o.client_order_id] for o in orders if o.client_order_id in by_name),
-        sweep=tuple(o for o in orders if o.client_order_id in by_name and o.position_id not in open_ids),
+        sweep=tuple(
+            o
+            for o in orders
+            if o.client_order_id in by_name
+            and (o.position_id not in open_ids or _surplus(o, ours.positions, by_name))
+        ),
         vanished=tuple(p for p in positions if p not in on_venue),
         changed=tuple((p, abs(held[p.symbol])) for p in on_venue if abs(held[p.symbol]) != p.quantity),
         given_up=tuple(
@@ -83,6 +88,15 @@ def plan(account: Account, resting: Sequence[Order], ours: OurView) -> Plan:
         ),
         foreign=_foreign(held, resting, ours),
     )
+
+
+def _surplus(order: Order, positions: Sequence[Position], by_name: Mapping[str, Order]) -> bool:
+    """A stop (or target) of a position whose current one rests as well."""
+    position = next((p for p in positions if p.position_id == order.position_id), None)
+    if position is None or not order.type.conditional:
+        return False
+    current = position.stop_order_id if order.purpose is OrderPurpose.STOP else position.target_order_id
+    return current != order.client_order_id and current in by_name
 
 
 def _foreign(held: dict[str, Decimal], resting: Sequence[Order], ours: OurView) -> dict[str, str]:

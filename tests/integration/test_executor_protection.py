@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.errors import OrderRejected
+from service.errors import OrderRejected, VenueUnavailable
 from service.records import OrderPurpose, OrderStatus, OrderType
 from service.trading.orders import client_order_id
-from tests.integration.trading_desk import Desk, Venue, approved, desk_at, opened, quiet, signal, until
+from tests.integration.trading_desk import RULES, Desk, Venue, approved, desk_at, opened, quiet, signal, until
 
 
 @pytest.fixture
@@ -93,3 +93,78 @@ async def test_with_its_stop_on_the_venue_a_price_closes_nothing(desk: Desk):
     desk.executor.on_price("AUSDT", 1.0)
     await quiet(desk)
     assert len(desk.executor.positions()) == 1
+
+
+@pytest.fixture
+async def trailing(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk_at(tmp_path, Venue(), instrument_of=lambda symbol: RULES, trail_r=1.0) as opened:
+        yield opened
+
+
+async def moved(desk: Desk, price: float) -> None:
+    desk.executor._protector._trail_after_s.clear()
+    desk.executor.on_price("AUSDT", price)
+    await quiet(desk)
+
+
+async def test_a_trailing_stop_places_the_new_one_before_it_cancels_the_old(trailing: Desk):
+    first = await opened(trailing)
+    venue, done = trailing.venue, []
+    venue.known = lambda request: done.append(("place", request.client_order_id))
+    cancel = venue.cancel
+
+    async def noted(order):
+        done.append(("cancel", order.client_order_id))
+        return await cancel(order)
+
+    venue.cancel = noted
+    await moved(trailing, 101.0)
+    [second] = venue.resting(OrderPurpose.STOP)
+    assert done == [("place", second.client_order_id), ("cancel", first.stop_order_id)]
+    [position] = trailing.executor.positions()
+    assert (position.stop, position.stop_order_id) == (Decimal(100), second.client_order_id)
+    assert trailing.counts.counts.get("trading.unprotected_ms", 0) < 1000
+    await moved(trailing, 102.0)
+    [third] = venue.resting(OrderPurpose.STOP)
+    forms = [r.close_position for r in venue.sent if r.purpose is OrderPurpose.STOP]
+    assert forms == [True, False, True]
+    assert third.trigger_price == Decimal(101)
+    assert await trailing.store.position(first.position_id) == trailing.executor.positions()[0]
+
+
+async def test_a_stop_that_cannot_be_moved_stays(trailing: Desk):
+    first = await opened(trailing)
+    trailing.venue.before = {OrderPurpose.STOP: [OrderRejected("no", code=-2021)]}
+    await moved(trailing, 101.0)
+    [stop] = trailing.venue.resting(OrderPurpose.STOP)
+    assert stop.client_order_id == first.stop_order_id
+    assert trailing.executor.positions() == (first,)
+    assert trailing.executor.unprotected() == []
+
+
+async def test_an_old_stop_that_could_not_be_cancelled_is_swept_by_reconciliation(trailing: Desk):
+    await opened(trailing)
+    cancel = trailing.venue.cancel
+
+    async def away(order):
+        raise VenueUnavailable("away")
+
+    trailing.venue.cancel = away
+    await moved(trailing, 101.0)
+    assert len(trailing.venue.resting(OrderPurpose.STOP)) == 2
+    trailing.venue.cancel = cancel
+    await trailing.reconciler.reconcile()
+    await quiet(trailing)
+    [stop] = trailing.venue.resting(OrderPurpose.STOP)
+    assert trailing.executor.positions()[0].stop_order_id == stop.client_order_id
+
+
+async def test_a_stop_for_a_quantity_is_replaced_when_the_position_grows(trailing: Desk):
+    await opened(trailing)
+    await moved(trailing, 101.0)
+    entry = next(r for r in trailing.venue.sent if r.purpose is OrderPurpose.ENTRY)
+    trailing.venue.trade("AUSDT", entry.side, Decimal(1), entry.client_order_id)
+    await quiet(trailing)
+    [stop] = trailing.venue.resting(OrderPurpose.STOP)
+    assert stop.quantity == 0
+    assert trailing.executor.unprotected() == []

@@ -21,28 +21,16 @@ from service.records import (
 )
 from service.trading.closing import exit_limit
 from service.trading.ranking import Refused
-from tests.integration.trading_desk import Desk, Venue, approved, desk_at, opened, quiet, refusal, signal
-
-RULES = Instrument(
-    symbol="AUSDT",
-    base_asset="A",
-    quote_asset="USDT",
-    contract_type="PERPETUAL",
-    status="TRADING",
-    onboard_ms=0,
-    delivery_ms=0,
-    tick_size=Decimal("0.5"),
-    step_size=Decimal("1.5"),
-    market_step_size=Decimal("1.5"),
-    min_price=Decimal(1),
-    max_price=Decimal(1000),
-    min_quantity=Decimal("1.5"),
-    max_quantity=Decimal(1000),
-    market_min_quantity=Decimal("1.5"),
-    market_max_quantity=Decimal(1000),
-    min_notional=Decimal(5),
-    multiplier_up=Decimal("1.01"),
-    multiplier_down=Decimal("0.99"),
+from tests.integration.trading_desk import (
+    RULES,
+    Desk,
+    Venue,
+    approved,
+    desk_at,
+    opened,
+    quiet,
+    refusal,
+    signal,
 )
 
 

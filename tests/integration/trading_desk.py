@@ -25,6 +25,7 @@ from service.records import (
     Account,
     Adjustment,
     Fill,
+    Instrument,
     Order,
     OrderPurpose,
     OrderRequest,
@@ -42,6 +43,7 @@ from service.store.sqlite import SqliteStore, open_sqlite
 from service.trading.executor import Executor, rules_unknown
 from service.trading.ledger import Ledger, open_ledger
 from service.trading.orders import new_order
+from service.trading.protecting import InstrumentOf
 from service.trading.ranking import Refused
 from service.trading.reconcile import Reconciler
 from service.trading.sending import Rules
@@ -49,6 +51,28 @@ from service.trading.sizing import Approved
 
 FEE = Decimal("0.0005")
 ZERO = Decimal(0)
+
+RULES = Instrument(
+    symbol="AUSDT",
+    base_asset="A",
+    quote_asset="USDT",
+    contract_type="PERPETUAL",
+    status="TRADING",
+    onboard_ms=0,
+    delivery_ms=0,
+    tick_size=Decimal("0.5"),
+    step_size=Decimal("1.5"),
+    market_step_size=Decimal("1.5"),
+    min_price=Decimal(1),
+    max_price=Decimal(1000),
+    min_quantity=Decimal("1.5"),
+    max_quantity=Decimal(1000),
+    market_min_quantity=Decimal("1.5"),
+    market_max_quantity=Decimal(1000),
+    min_notional=Decimal(5),
+    multiplier_up=Decimal("1.01"),
+    multiplier_down=Decimal("0.99"),
+)
 
 
 class Venue:
@@ -102,6 +126,9 @@ class Venue:
             raise failures.pop(0)
         if request.close_position and not self.held.get(request.symbol, (ZERO,))[0]:
             raise OrderRejected("no position to close", code=-4509)
+        whole = [o for o in self.resting(request.purpose) if o.symbol == request.symbol and not o.quantity]
+        if request.close_position and whole:
+            raise OrderRejected("a closePosition order of this direction rests", code=-4130)
         if request.reduce_only and not self.held.get(request.symbol, (ZERO,))[0]:
             raise OrderRejected("ReduceOnly Order is rejected.", code=-2022)
         order = msgspec.structs.replace(
@@ -289,7 +316,12 @@ async def quiet(desk: Desk) -> None:
 
 @asynccontextmanager
 async def desk_at(
-    path: Path, venue: Venue, *, rules: Rules = rules_unknown, **settings: object
+    path: Path,
+    venue: Venue,
+    *,
+    rules: Rules = rules_unknown,
+    instrument_of: InstrumentOf = lambda symbol: None,
+    **settings: object,
 ) -> AsyncIterator[Desk]:
     trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2), **settings)
     archive, counts, clock = Kept(), Counts(), WallClock()
@@ -306,6 +338,7 @@ async def desk_at(
             ask_delays_s=(0, 0.001, 0.002),
             retry_s=0.001,
             rules=rules,
+            instrument_of=instrument_of,
         )
         venue.listener = executor.on_event
         async with executor.running():
