@@ -284,11 +284,11 @@ class _Opened:
             executor,
             exchange,
             self.store,
-            self.archive,
             ledger,
             clock,
             self.monitor,
-            interval_s=settings.trading.reconcile_s,
+            settings.trading,
+            instrument_of=instruments.get,
         )
         feed = CandleFeed(exchange, candles, clock, settings.market, self.monitor)
         feed.on_price = lambda symbol, price, _: executor.on_price(symbol, price)

@@ -113,6 +113,8 @@ class TradingSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     unprotected_limit_s: Positive = 15.0
     trail_r: NonNegative = 0.0
     reconcile_s: Positive = 60.0
+    foreign: Literal["ignore", "adopt", "protect"] = "ignore"
+    foreign_stop_fraction: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
 
 
 class RiskSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

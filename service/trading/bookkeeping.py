@@ -38,6 +38,8 @@ from service.trading.positions import (
 log = structlog.get_logger("trading.bookkeeping")
 
 ZERO = Decimal(0)
+FUNDING_LAG_MS = 60_000  # the venue dates a payment a little after the hour
+CLOSED_LOOKED_AT = 30
 CONTRADICTIONS = (StateConflict, ArithmeticError, LookupError, ValueError)
 """What booking raises when the news contradicts the books: its symbol is quarantined."""
 
@@ -185,6 +187,7 @@ class Bookkeeper:
                 await self._name_reason(fill, order)
                 return False
             self._books.store_failing = False
+            self._books.versions[fill.symbol] += 1
             self._recorder.count("trading.fills")
             self._outbox.put("fills", fill)
             if order is not None:
@@ -210,21 +213,45 @@ class Bookkeeper:
             if not await self._ledger.book_adjustment(adjustment):
                 return False
             self._outbox.put("adjustments", adjustment)
-            position = self._books.position_on(adjustment.symbol)
-            if adjustment.kind == "funding" and position is not None:
-                await self._books.save_position(
-                    msgspec.structs.replace(position, funding=position.funding + adjustment.amount)
-                )
+            self._books.versions[adjustment.symbol] += 1
+            position = await self._funded(adjustment) if adjustment.kind == "funding" else None
+            if position is not None:
+                position = msgspec.structs.replace(position, funding=position.funding + adjustment.amount)
+                await self._books.save_position(position)
+                if position.closed_ms:
+                    self._outbox.put("positions", position)  # told again: what it earned has changed
         return True
 
-    async def correct(
-        self, symbol: str, holding: Holding, wallet: Decimal, why: str, at_ms: int
-    ) -> Adjustment | None:
-        """Take over what the venue holds of a symbol, and its wallet. None when it was done before.
+    async def _funded(self, funding: Adjustment) -> Position | None:
+        """The position that a funding payment belongs to: open then, though it may be closed by now."""
+        position = self._books.position_on(funding.symbol)
+        if position is not None and position.opened_ms <= funding.at_ms + FUNDING_LAG_MS:
+            return position
+        for closed in await self._store.closed_positions(CLOSED_LOOKED_AT):
+            if (
+                closed.symbol == funding.symbol
+                and closed.opened_ms <= funding.at_ms <= closed.closed_ms + FUNDING_LAG_MS
+            ):
+                return closed
+        return None
 
-        The difference is taken with the lock held: a fill that is being booked belongs to it.
+    async def correct(
+        self,
+        symbol: str,
+        holding: Holding,
+        wallet: Decimal,
+        why: str,
+        at_ms: int,
+        revision: int | None = None,
+    ) -> Adjustment | None:
+        """Take over what the venue holds of a symbol, and its wallet.
+
+        None when it was done before, or when something was booked since `revision`. The difference is
+        taken with the lock held: a fill that is being booked belongs to it.
         """
         async with self._books.lock:
+            if revision is not None and self._books.versions.total() != revision:
+                return None
             correction = Adjustment(
                 adjustment_id=f"correction:{symbol}:{at_ms}",
                 kind="correction",
@@ -235,7 +262,20 @@ class Bookkeeper:
             )
             if not await self._ledger.book_adjustment(correction, holding):
                 return None
+            self._outbox.put("adjustments", correction)
             return correction
+
+    async def take_over(self, position: Position) -> None:
+        """A position that somebody else opened becomes ours; its past is in the ledger already."""
+        async with self._books.lock:
+            name = position.position_id
+            await self._books.save_position(position)
+            self._books.entered[name] = position.quantity
+            self._books.foreign.pop(position.symbol, None)
+            self._books.versions[position.symbol] += 1
+            self._books.unprotected_now(name)
+            self._outbox.put("positions", position)
+        self._protect(name)
 
     def _triggered(self, position: Position) -> Order | None:
         """The position's conditional order that is executing: a fill under a name unknown to us is its."""

@@ -81,6 +81,7 @@ class Executor:
         self._flights: set[asyncio.Future[None]] = set()
         self._opening: set[str] = set()
         self._draining = False
+        self._gap = self._reconciled_gap = 0
         self._outbox = Outbox(archive, recorder)
         self._books = books = Books(store, self._outbox, clock, recorder)
         self._bookkeeper = keeper = Bookkeeper(
@@ -234,7 +235,7 @@ class Executor:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
             self._recorder.count("trading.events_discarded")
-            self._books.reconcile_wanted.set()
+            self.on_gap()
 
     def on_price(self, symbol: str, price: float) -> None:
         """A newer price of a symbol; called on the loop thousands of times a second, never blocks."""
@@ -244,12 +245,27 @@ class Executor:
                 self._protector.on_price(position, price)
 
     def on_gap(self) -> None:
-        """Events may have been missed."""
+        """Events may have been missed: no entries until a reconciliation that began later is complete."""
+        self._gap += 1
         self._books.reconcile_wanted.set()
 
-    async def events_applied(self) -> None:
-        """Returns once every event taken so far is in the books."""
-        await self._queue.join()
+    @property
+    def gap(self) -> int:
+        """The number of the newest gap."""
+        return self._gap
+
+    def reconciled(self, gap: int) -> None:
+        """A complete reconciliation began after that gap."""
+        self._reconciled_gap = max(self._reconciled_gap, gap)
+
+    async def events_applied(self, limit_s: float | None = None) -> bool:
+        """Returns once every event taken so far is in the books. False when that took too long (wall)."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._queue.join()
+        except TimeoutError:
+            return False
+        return True
 
     async def _process(self) -> None:
         while True:
@@ -307,6 +323,10 @@ class Executor:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail="draining, running is needed")
         if self._books.store_failing:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail="state cannot be written")
+        if self._reconciled_gap < self._gap:
+            return Refused(
+                reason=RefusalReason.ENTRIES_OFF, detail="events may have been missed, reconciling first"
+            )
         if self._books.entries_barred:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail=self._books.entries_barred)
         blocked = self.blocked_symbols().get(symbol)
@@ -365,14 +385,45 @@ class Executor:
         return await self._sender.cancel(order)
 
     async def correct_books(
-        self, symbol: str, holding: Holding, wallet: Decimal, why: str, at_ms: int
+        self,
+        symbol: str,
+        holding: Holding,
+        wallet: Decimal,
+        why: str,
+        at_ms: int,
+        *,
+        revision: int | None = None,
     ) -> Adjustment | None:
-        """Take over what the venue holds of a symbol, and its wallet. None when it was done before."""
-        return await self._bookkeeper.correct(symbol, holding, wallet, why, at_ms)
+        """Take over what the venue holds of a symbol, and its wallet.
 
-    def block_foreign(self, found: dict[str, str]) -> None:
-        """Symbols with foreign positions or orders; those no longer found are free again."""
+        None when it was done before, or when anything was booked since `revision`.
+        """
+        return await self._bookkeeper.correct(symbol, holding, wallet, why, at_ms, revision)
+
+    @property
+    def revision(self) -> int:
+        """Counts what happened on all symbols: see `version`."""
+        return self._books.versions.total()
+
+    async def book_missed(self, fill: Fill) -> bool:
+        """Book an execution that the stream did not bring. False when it was booked before."""
+        return await self._bookkeeper.book(fill)
+
+    async def take_over(self, position: Position) -> None:
+        """A position that somebody else opened becomes ours, and gets its stop."""
+        await self._bookkeeper.take_over(position)
+
+    def quarantine(self, symbol: str, error: Exception) -> None:
+        """What happened on a symbol cannot be booked: it is not traded until the next start."""
+        self._books.quarantine(symbol, error)
+
+    def block_foreign(self, found: dict[str, str], *, keep: frozenset[str] = frozenset()) -> None:
+        """Symbols with foreign positions or orders; those no longer found are free again.
+
+        Args: keep: symbols that were not looked at; what was known of them stays.
+        """
         for symbol in found.keys() - self._books.foreign.keys():
             self._recorder.count("trading.foreign_symbols")
             log.error("symbol blocked: not ours", symbol=symbol, detail=found[symbol])
-        self._books.foreign = dict(found)
+        kept = {symbol: why for symbol, why in self._books.foreign.items() if symbol in keep}
+        self._books.foreign = kept | found

@@ -26,6 +26,7 @@ from service.settings import TradingSettings
 from service.trading.bookkeeping import Bookkeeper
 from service.trading.books import Books
 from service.trading.closing import Closer
+from service.trading.foreign import is_guest
 from service.trading.orders import RESTING, new_order
 from service.trading.positions import without_protection
 from service.trading.protection import (
@@ -175,6 +176,8 @@ class Protector:
             step = next_stop_step(
                 failures, unprotected_s=unprotected_s, limit_s=self._settings.unprotected_limit_s
             )
+            if step is Step.CLOSE and is_guest(position) and failures[-1].reaction is not Reaction.CLOSE_NOW:
+                step = Step.WATCH  # a guest is given a stop; closing it is its owner's business
             self._tell(position, step, failures, unprotected_s)
             if step is Step.CLOSE:
                 breached = failures[-1].reaction is Reaction.CLOSE_NOW

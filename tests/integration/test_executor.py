@@ -424,7 +424,7 @@ async def test_a_foreign_position_blocks_its_symbol_and_is_left_alone(tmp_path: 
 
 async def test_a_position_that_vanished_without_a_trace_is_closed_after_a_second_look(desk: Desk):
     await opened(desk)
-    desk.venue.silent = True
+    desk.venue.silent = desk.venue.amnesia = True
     desk.venue.mark = Decimal(101)
     desk.venue.trade("AUSDT", Side.SELL, Decimal(2), "web_1")
     await desk.reconciler.reconcile()
@@ -620,7 +620,7 @@ async def test_a_missed_loss_is_a_loss_and_no_withdrawal(tmp_path):
         venue = desk.venue
         deposits = desk.ledger.deposits
         await opened(desk)
-        venue.silent = True
+        venue.silent = venue.amnesia = True
         venue.mark = Decimal(30)
         venue.trade("AUSDT", Side.SELL, Decimal(2), "autoclose-1")
         venue.silent = False

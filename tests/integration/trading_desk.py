@@ -323,7 +323,7 @@ async def desk_at(
     instrument_of: InstrumentOf = lambda symbol: None,
     **settings: object,
 ) -> AsyncIterator[Desk]:
-    trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2), **settings)
+    trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2, reconcile_s=3600), **settings)
     archive, counts, clock = Kept(), Counts(), WallClock()
     async with open_sqlite(path / "state") as store:
         ledger, _ = await open_ledger(store, await venue.account(), counts)
@@ -346,7 +346,7 @@ async def desk_at(
                 venue=venue,
                 executor=executor,
                 reconciler=Reconciler(
-                    executor, venue, store, archive, ledger, clock, counts, interval_s=3600
+                    executor, venue, store, ledger, clock, counts, trading, instrument_of=instrument_of
                 ),
                 store=store,
                 ledger=ledger,
