@@ -321,6 +321,7 @@ class Bookkeeper:
         self._books.meant.pop(name, None)
         self._books.protected(name)
         if position.entry_price:
+            self._books.closed_count += 1
             self._recorder.count("trading.positions_closed")
             self._outbox.put("positions", position)
             log.info(

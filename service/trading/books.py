@@ -44,6 +44,7 @@ class Books:
         self.quarantined: dict[str, str] = {}  # symbol to why; until the next start
         self.versions: Counter[str] = Counter()
         self._barred: tuple[str, float] = ("", 0.0)  # why the venue lets nothing be opened, until when
+        self.closed_count = 0
         self.store_failing = False
         self.reconcile_wanted = asyncio.Event()
 

@@ -8,7 +8,7 @@ The work is done by its parts: `entering`, `closing`, `sending`, `protecting`, `
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
@@ -36,7 +36,7 @@ from service.trading.outbox import Outbox
 from service.trading.positions import is_open
 from service.trading.protecting import InstrumentOf, Protector
 from service.trading.ranking import Refused
-from service.trading.sending import ASK_DELAYS_S, Rules, Sender, pause
+from service.trading.sending import ASK_DELAYS_S, ORDER_WINDOW, Rules, Sender, pause
 from service.trading.sizing import Approved
 
 log = structlog.get_logger("trading.executor")
@@ -55,7 +55,8 @@ class Executor:
 
     Args: ask_delays_s: wall seconds before each question about an order without an answer;
     retry_s: wall seconds between attempts while the venue is out of reach; rules: reads the venue's rules
-    anew and gives those of a symbol; instrument_of: gives them as last read.
+    anew and gives those of a symbol; instrument_of: gives them as last read;
+    halted: why nothing may be opened, or ''; order_window: last orders whose outcomes are kept.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class Executor:
         retry_s: float = RETRY_S,
         rules: Rules = rules_unknown,
         instrument_of: InstrumentOf = lambda symbol: None,
+        halted: Callable[[], str] = lambda: "",
+        order_window: int = ORDER_WINDOW,
     ) -> None:
         self._clock = clock
         self._recorder = recorder
@@ -80,6 +83,7 @@ class Executor:
         self._queue: asyncio.Queue[UserEvent] = asyncio.Queue(QUEUE_EVENTS)
         self._flights: set[asyncio.Future[None]] = set()
         self._opening: set[str] = set()
+        self._halted = halted
         self._draining = False
         self._gap = self._reconciled_gap = 0
         self._outbox = Outbox(archive, recorder)
@@ -97,6 +101,8 @@ class Executor:
             recorder,
             answer_limit_s=settings.answer_limit_s,
             ask_delays_s=ask_delays_s,
+            halted=halted,
+            order_window=order_window,
         )
         self._closer = Closer(exchange, books, sender, clock, rules)
         self._protector = Protector(
@@ -227,6 +233,19 @@ class Executor:
         """Symbol and wall seconds of each position that has no stop on the venue."""
         return self._books.unprotected()
 
+    def order_errors(self) -> tuple[int, int]:
+        """Of the last orders sent: how many failed or had no answer, and how many there were."""
+        outcomes = self._sender.outcomes
+        return sum(outcomes), len(outcomes)
+
+    def forget_order_errors(self) -> None:
+        self._sender.outcomes.clear()
+
+    @property
+    def closed_count(self) -> int:
+        """Positions closed since the start."""
+        return self._books.closed_count
+
     # -- events -------------------------------------------------------------------------------------
 
     def on_event(self, event: UserEvent) -> None:
@@ -321,6 +340,8 @@ class Executor:
     def _entry_barred(self, symbol: str) -> Refused | None:
         if self._draining:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail="draining, running is needed")
+        if halted := self._halted():
+            return Refused(reason=RefusalReason.ENTRIES_OFF, detail=halted)
         if self._books.store_failing:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail="state cannot be written")
         if self._reconciled_gap < self._gap:

@@ -5,6 +5,7 @@ An order is sent once. No usable answer means asking by client id until it is kn
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 
@@ -44,6 +45,9 @@ BARS_ENTRIES = {
     Reaction.CREDENTIALS: math.inf,
 }
 """Refusals that would meet every entry, and for how many wall seconds; without end until the next start."""
+EXPECTED = (Reaction.CLOSE_NOW, Reaction.SKIP, Reaction.LOOK_AT_POSITION, Reaction.LOOK_FOR_STOP)
+"""Refusals that the market brings about: they say nothing about the way orders go."""
+ORDER_WINDOW = 20
 Rules = Callable[[str], Awaitable[Instrument | None]]
 """Reads the venue's rules anew and gives those of a symbol. Raises VenueError."""
 ASK_DELAYS_S = (0.1, 0.3, 0.8, 1.5, 3.0)
@@ -60,7 +64,8 @@ class Sender:
     """Orders to the venue and questions about them.
 
     Args: answer_limit_s: wall seconds until an order without news is asked for; ask_delays_s: wall
-    seconds before each question.
+    seconds before each question; halted: why nothing may be opened, or '': asked as an entry leaves;
+    order_window: outcomes of last orders that are kept.
     """
 
     def __init__(
@@ -74,9 +79,13 @@ class Sender:
         recorder: Recorder,
         *,
         answer_limit_s: float,
+        order_window: int = ORDER_WINDOW,
         ask_delays_s: Sequence[float] = ASK_DELAYS_S,
+        halted: Callable[[], str] = lambda: "",
     ) -> None:
         self._exchange = exchange
+        self._halted = halted
+        self.outcomes: deque[bool] = deque(maxlen=order_window)  # of the last orders: true where it failed
         self._books = books
         self._bookkeeper = bookkeeper
         self._ledger = ledger
@@ -89,6 +98,11 @@ class Sender:
     async def send(self, request: OrderRequest, order: Order) -> Failure | None:
         """Send one order that is written down, once. A Failure says that nothing rests or fills there."""
         name = request.client_order_id
+        halted = self._halted() if request.purpose is OrderPurpose.ENTRY else ""
+        if halted:
+            self._books.remember(order)
+            await self._bookkeeper.tell(order, Refused(f"nothing was sent: {halted}"))
+            return Failure(code=0, detail=f"nothing was sent: {halted}")
         async with self._books.lock:
             if request.purpose is not OrderPurpose.ENTRY:  # an entry was written with its position
                 await self._books.save_order(order)
@@ -111,12 +125,14 @@ class Sender:
             return await self._send_failed(order, error)
         finally:
             self._recorder.record("trading.place", self._clock.monotonic_s() - started_s)
+        self.outcomes.append(False)
         await self._bookkeeper.learn(answer)
         return None
 
     async def _send_unknown(self, order: Order, error: VenueError) -> Failure | None:
         name = order.client_order_id
         self._recorder.count("trading.orders_unknown")
+        self.outcomes.append(True)
         order = await self._bookkeeper.tell(order, Unanswered(str(error)))
         log.warning(
             "order without an answer: asking", symbol=order.symbol, client_order_id=name, error=str(error)
@@ -129,6 +145,7 @@ class Sender:
 
     async def _send_failed(self, order: Order, error: VenueError) -> Failure:
         self._recorder.count("trading.orders_rejected")
+        self.outcomes.append(error.reaction not in EXPECTED)
         order = await self._bookkeeper.tell(order, Refused(f"{error.code}: {error}"))
         log.warning(
             "order refused", symbol=order.symbol, purpose=order.purpose, code=error.code, error=str(error)

@@ -321,6 +321,7 @@ async def desk_at(
     *,
     rules: Rules = rules_unknown,
     instrument_of: InstrumentOf = lambda symbol: None,
+    halted: Callable[[], str] = lambda: "",
     **settings: object,
 ) -> AsyncIterator[Desk]:
     trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2, reconcile_s=3600), **settings)
@@ -339,6 +340,8 @@ async def desk_at(
             retry_s=0.001,
             rules=rules,
             instrument_of=instrument_of,
+            halted=halted,
+            order_window=4,
         )
         venue.listener = executor.on_event
         async with executor.running():
