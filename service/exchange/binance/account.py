@@ -20,6 +20,7 @@ from service.records import (
     Bracket,
     Fill,
     Order,
+    OrderPurpose,
     OrderRequest,
     OrderStatus,
     OrderType,
@@ -40,6 +41,8 @@ SET_MARGIN_TYPE = Call("POST", "/fapi/v1/marginType", kind=Kind.WRITE, signed=Tr
 SET_LEVERAGE = Call("POST", "/fapi/v1/leverage", kind=Kind.WRITE, signed=True, priority=True)
 PLACE = Call("POST", "/fapi/v1/order", weight=0, kind=Kind.ORDER, signed=True)
 PLACE_ALGO = Call("POST", "/fapi/v1/algoOrder", weight=0, kind=Kind.ORDER, signed=True)
+PLACE_URGENT = msgspec.structs.replace(PLACE, priority=True)  # takes risk away: may use the reserve
+PLACE_ALGO_URGENT = msgspec.structs.replace(PLACE_ALGO, priority=True)
 CANCEL = Call("DELETE", "/fapi/v1/order", kind=Kind.WRITE, signed=True, priority=True)
 CANCEL_ALGO = Call("DELETE", "/fapi/v1/algoOrder", kind=Kind.WRITE, signed=True, priority=True)
 QUERY = Call("GET", "/fapi/v1/order", signed=True, priority=True)
@@ -102,12 +105,14 @@ class AccountCalls:
 
     async def place(self, request: OrderRequest) -> Order:
         """Send one order; see the port. The answer to a plain order never says what was filled."""
+        urgent = request.purpose is not OrderPurpose.ENTRY
         if request.type.conditional:
             body = await self._transport.send(
-                PLACE_ALGO, conditional_parameters(request, self._stop_working_type)
+                PLACE_ALGO_URGENT if urgent else PLACE_ALGO,
+                conditional_parameters(request, self._stop_working_type),
             )
         else:
-            body = await self._transport.send(PLACE, plain_parameters(request))
+            body = await self._transport.send(PLACE_URGENT if urgent else PLACE, plain_parameters(request))
         try:
             view: codec.AlgoView | codec.OrderView = (
                 codec.algo_view.decode(body) if request.type.conditional else codec.order_view.decode(body)
