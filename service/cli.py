@@ -84,6 +84,15 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(function=_check)
 
+    from service.trading.kill_names import COMMANDS
+
+    for name, (action, words) in COMMANDS.items():
+        kill = commands.add_parser(name, help=words)
+        _add_run_arguments(kill)
+        kill.add_argument("--reason", default="", metavar="TEXT", help="kept with the switch and in the log")
+        kill.add_argument("--json", action="store_true", help="print one JSON object")
+        kill.set_defaults(function=_kill, action=action)
+
     sim = commands.add_parser("sim", help="serve a simulated Binance USD-M futures exchange on loopback")
     from service.exchange.simulated.command import add_arguments
 
@@ -179,7 +188,12 @@ def _config(args: argparse.Namespace) -> int:
     width = max(len(f"{key} = {json.dumps(value)}") for key, value, _ in rows)
     for key, value, source in rows:
         print(f"{f'{key} = {json.dumps(value)}':<{width}}  # {source}")  # noqa: T201
-    for name, present in (("api_key", loaded.secrets.api_key), ("api_secret", loaded.secrets.api_secret)):
+    secrets = loaded.secrets
+    for name, present in (
+        ("api_key", secrets.api_key),
+        ("api_secret", secrets.api_secret),
+        ("api_token", secrets.api_token),
+    ):
         print(f"{name} is {'set' if present else 'not set'}")  # noqa: T201
     return 0
 
@@ -194,6 +208,12 @@ def _check(args: argparse.Namespace) -> int:
     from service.check.command import run
 
     return run(_load(args), args)
+
+
+def _kill(args: argparse.Namespace) -> int:
+    from service.trading.kill_command import run
+
+    return run(_load(args).settings, args, args.action)
 
 
 def _sim(args: argparse.Namespace) -> int:

@@ -62,6 +62,7 @@ class Parts:
     monitor: PerformanceMonitor
     load: Callable[[], Load]
     entries_off: Callable[[], str]  # why nothing may be opened now, or ""
+    halt: Callable[[], Refused | None]  # the kill switch's answer while it is tripped
     decided: dict[str, int] = field(default_factory=dict)  # signal id to candle close, recent ones only
     first_ms: int = 0  # when the first cycle began; what closed before it was nobody's delay
 
@@ -135,12 +136,13 @@ async def _decide_all(
         held_symbols=parts.executor.held_symbols(),
         stale_symbols=frozenset(stale),
         entries_off=parts.entries_off(),
+        halt=parts.halt(),
     )
     limits = Limits(trading=trading, risk=risk)
     decisions: list[tuple[Signal, Decision]] = []
     ranked_signals = rank_signals(signals, max_signals=trading.max_signals)
     for ranked in ranked_signals:
-        context = msgspec.structs.replace(context, entries_off=parts.entries_off())
+        context = msgspec.structs.replace(context, entries_off=parts.entries_off(), halt=parts.halt())
         answer, context = await _answer(parts, ranked, context, limits)
         decision = as_decision(ranked, answer, cycle=cycle, now_ms=parts.clock.now_ms())
         decisions.append((ranked.signal, decision))

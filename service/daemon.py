@@ -45,7 +45,8 @@ from service.market.funding import FundingHistory
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
 from service.monitor.budget import Level
-from service.monitor.control import controlling
+from service.monitor.by_hand import answer_by_hand
+from service.monitor.control import BadQuestion, controlling
 from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
 from service.monitor.lag import LoopLag
 from service.monitor.memory import MemorySampler, memory_limit_mb
@@ -56,7 +57,7 @@ from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import Clock, Exchange, StateStore
-from service.records import CycleReport
+from service.records import CycleReport, Instrument
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.sqlite import open_sqlite
@@ -64,9 +65,11 @@ from service.summary import RunSummary
 from service.trading.equity import EquityWatch
 from service.trading.executor import Executor
 from service.trading.following import ShadowFollower
+from service.trading.halting import KillSwitch, Surroundings
 from service.trading.ledger import Ledger, LedgerCheck, open_ledger
 from service.trading.reconcile import Reconciler
 from service.trading.shadow import ShadowBook
+from service.web.kill import kill_api
 from service.web.server import serving
 
 if TYPE_CHECKING:
@@ -165,7 +168,9 @@ async def _trade(
                 from service.check.command import require  # not needed for any other mode
 
                 await require(loaded, directory, venue.access)
-            opened = _Opened(settings, directory, monitor, pool, venue, store, archive)
+            opened = _Opened(
+                settings, directory, monitor, pool, venue, store, archive, loaded.secrets.api_token
+            )
             await opened.trade(summary, stop, started)
         summary.archived = archive.archived
     finally:
@@ -241,8 +246,10 @@ class _Opened:
         venue: Venue,
         store: StateStore,
         archive: DataArchiver,
+        api_token: str,
     ) -> None:
         self.settings = settings
+        self.api_token = api_token
         self.directory = directory
         self.monitor = monitor
         self.pool = pool
@@ -272,6 +279,8 @@ class _Opened:
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
+        self.kill: KillSwitch | None = None  # from the moment there are books
+        self.stale_fraction = 0.0  # of the symbols followed, in the last cycle
         self.chosen: set[str] = set()
         self.failing = ""
         self.shed = 0  # in the last cycle
@@ -297,13 +306,14 @@ class _Opened:
             report = MemoryReport(self.memory, self.guard, self.sizes)
             async with (
                 self.guard.running(),
-                controlling(self.directory, {"memory": report.answer}),
+                controlling(self.directory, {"memory": report.answer, "kill": self._kill}),
                 serving(
                     settings.web.host,
                     settings.web.port,
                     health=self.status.health,
                     ready=self.status.ready,
                     metrics=lambda: self.status.metrics(self.monitor, self.lag, self.memory, self.gauges()),
+                    api=kill_api(self.api_token, self._kill) if self.api_token else None,
                 ) as port,
             ):
                 log.info("serving health, readiness and metrics", host=settings.web.host, port=port)
@@ -312,6 +322,12 @@ class _Opened:
             await self.cache.close()
             analyzer.close()
             candles.close()
+
+    async def _kill(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The kill switch by hand, from the control socket or the web. Raises BadQuestion."""
+        if self.kill is None:
+            raise BadQuestion("the daemon is still starting, ask again")
+        return await answer_by_hand(self.kill, question)
 
     async def _trade_on(
         self, candles: CandleStore, analyzer: ParallelAnalyzer, summary: RunSummary, started: asyncio.Event
@@ -328,6 +344,22 @@ class _Opened:
             max_shadows=settings.trading.max_shadows,
         )
         await shadows.restore()
+        equity = EquityWatch(exchange, self.store, ledger, clock, self.monitor)
+        await equity.open()
+        self.kill = kill = KillSwitch(
+            self.store,
+            equity,
+            clock,
+            self.monitor,
+            settings.kill,
+            settings.risk,
+            Surroundings(
+                stale_fraction=lambda: self.stale_fraction,
+                clock_offset_ms=lambda: clock.offset_ms if isinstance(clock, WallClock) else 0.0,
+                memory_critical=lambda: self.guard.level is Level.CRITICAL,
+            ),
+        )
+        await kill.open()
         executor = Executor(
             exchange,
             self.store,
@@ -337,20 +369,23 @@ class _Opened:
             settings.trading,
             self.monitor,
             margin_type=settings.exchange.margin_type,
+            rules=lambda symbol: self._rules(instruments, symbol),
+            instrument_of=instruments.get,
+            halted=lambda: kill.words,
+            order_window=settings.kill.order_window,
         )
-        equity = EquityWatch(exchange, self.store, ledger, clock, settings.risk, self.monitor)
-        await equity.open()
         reconciler = Reconciler(
             executor,
             exchange,
             self.store,
-            self.archive,
             ledger,
             clock,
             self.monitor,
-            interval_s=settings.trading.reconcile_s,
+            settings.trading,
+            instrument_of=instruments.get,
         )
         feed = CandleFeed(exchange, candles, clock, settings.market, self.monitor)
+        feed.on_price = lambda symbol, price, _: executor.on_price(symbol, price)
         await executor.restore()
         universe = await self._choose(instruments, executor.held_symbols())
         await exchange.prepare(universe.symbols, settings.exchange.margin_type)
@@ -370,6 +405,7 @@ class _Opened:
             monitor=self.monitor,
             load=lambda: self.guard.load,
             entries_off=self._entries_off,
+            halt=kill.refusal,
         )
         self.sizes |= {
             "candle store": lambda: candles.bytes,
@@ -392,6 +428,7 @@ class _Opened:
             executor.running(),
             exchange.user_stream(executor.on_event, executor.on_gap),
             reconciler.running(),
+            kill.running(executor),
             feed.running(universe.symbols),
             self._watching(),
         ):
@@ -414,6 +451,11 @@ class _Opened:
         if opening is not None:
             await self.archive.put("adjustments", opening)
         return ledger
+
+    async def _rules(self, instruments: InstrumentTable, symbol: str) -> Instrument | None:
+        """The venue's rules of a symbol, read anew. Raises VenueError."""
+        instruments.refresh(await self.exchange.instruments())
+        return instruments.get(symbol)
 
     async def _choose(self, instruments: InstrumentTable, held: frozenset[str]) -> Universe:
         universe = select(
@@ -517,6 +559,11 @@ class _Opened:
             "perpd_archive_journal_bytes": ("Bytes in its journal", float(archive.journal_bytes)),
             "perpd_archive_writable": ("1 when the archive can be written", float(archive.writable)),
         }
+        severity = self.kill.level.severity + 1 if self.kill and self.kill.level else 0
+        gauges["perpd_kill_level"] = (
+            "0 free, 1 no entries, 2 reduce only, 3 flatten",
+            float(severity),
+        )
         if account is not None:
             gauges["perpd_equity"] = ("Equity with open positions, quote currency", float(account.equity))
         return gauges
@@ -636,6 +683,8 @@ class _Opened:
             pss_mb=round(self.memory.pss_mb_last, 1),
         )
         self.finished_s = self.clock.monotonic_s()
+        followed = report.analysed + report.stale
+        self.stale_fraction = report.stale / followed if followed else 1.0
         self.status.cycle_finished(fresh=report.analysed, stale=report.stale)
         self.notifier.cycle_finished(f"cycle {report.number}, {len(executor.positions())} positions")
 

@@ -26,6 +26,8 @@ PerpdError
   StateConflict           a record contradicts what is booked: quarantine its symbol, trade the others
 """
 
+from service.reactions import Reaction, reaction_to
+
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 64
@@ -130,6 +132,11 @@ class VenueError(PerpdError):
         super().__init__(message)
         self.code = code  # the venue's own error code, 0 where it gave none
         self.status = status  # the HTTP status, 0 where there was no answer
+
+    @property
+    def reaction(self) -> Reaction:
+        """What the code asks of the caller; the class says the rest."""
+        return reaction_to(self.code)
 
 
 class VenueUnavailable(VenueError):

@@ -95,8 +95,8 @@ class Exchange(MarketData, Protocol):
         """
         ...
 
-    async def cancel(self, order: Order) -> None:
-        """Cancel; an order the venue no longer knows is not an error."""
+    async def cancel(self, order: Order) -> bool:
+        """Cancel. False when the venue no longer knows it: it ended before, ask how."""
         ...
 
     async def order(self, order: Order) -> tuple[Order, list[Fill]] | None:
@@ -105,6 +105,13 @@ class Exchange(MarketData, Protocol):
 
     async def open_orders(self) -> list[Order]:
         """All resting orders, conditional ones included."""
+        ...
+
+    async def executions(self, symbol: str, since_ms: int) -> list[Fill]:
+        """All executions on a symbol since then, ours or not, oldest first, under their client order ids.
+
+        The venue keeps three months of them. "" where it no longer knows the order.
+        """
         ...
 
     async def adjustments(self, since_ms: int) -> list[Adjustment]:

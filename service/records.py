@@ -306,6 +306,7 @@ class Order(Record, frozen=True, kw_only=True):
     reason: str  # the venue's words when rejected or expired
     created_ms: int
     updated_ms: int
+    became_order_id: str = ""  # conditional orders: venue id of the order that the trigger made
 
 
 class Fill(Record, frozen=True, kw_only=True):
@@ -389,6 +390,7 @@ class Position(Record, frozen=True, kw_only=True):
     stop_order_id: str = ""  # client order ids
     target_order_id: str = ""
     protected_ms: int = 0  # when the stop was known to rest on the venue; 0 while unprotected
+    first_stop: Decimal = Decimal(0)  # where the stop was at the entry; the risk is measured from it
 
 
 class Resolution(StrEnum):

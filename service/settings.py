@@ -119,7 +119,10 @@ class TradingSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     stop_working_type: Literal["CONTRACT_PRICE", "MARK_PRICE"] = "MARK_PRICE"
     answer_limit_s: Positive = 10.0
     unprotected_limit_s: Positive = 15.0
+    trail_r: NonNegative = 0.0
     reconcile_s: Positive = 60.0
+    foreign: Literal["ignore", "adopt", "protect"] = "ignore"
+    foreign_stop_fraction: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
 
 
 class RiskSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,6 +140,23 @@ class RiskSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     day_loss_fraction: Fraction = 0.15
     breaker_drawdown_fraction: Fraction = 0.20
     final_drawdown_fraction: Fraction = 0.30
+
+
+KillLevelName = Literal["no_entries", "reduce_only", "flatten"]
+
+
+class KillSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    loss_level: KillLevelName = "no_entries"
+    fault_level: KillLevelName = "no_entries"
+    latch_faults: bool = True
+    loss_streak: Count = 15
+    order_window: AtLeastOne = 20
+    order_error_fraction: Fraction = 0.5
+    stale_fraction: Fraction = 0.5
+    stale_s: NonNegative = 300.0
+    unprotected_s: NonNegative = 60.0
+    clock_offset_ms: NonNegative = 30_000.0
+    memory: bool = True
 
 
 class ArchiveSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,6 +210,7 @@ class Settings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     strategy: StrategySettings = StrategySettings()
     trading: TradingSettings = TradingSettings()
     risk: RiskSettings = RiskSettings()
+    kill: KillSettings = KillSettings()
     archive: ArchiveSettings = ArchiveSettings()
     monitor: MonitorSettings = MonitorSettings()
     web: WebSettings = WebSettings()
@@ -201,9 +222,10 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
 
     api_key: str = ""
     api_secret: str = ""
+    api_token: str = ""
 
     def values(self) -> tuple[str, ...]:
-        return tuple(value for value in (self.api_key, self.api_secret) if value)
+        return tuple(value for value in (self.api_key, self.api_secret, self.api_token) if value)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,6 +241,7 @@ ENVIRONMENT_PREFIX = "PERPD_"
 SECRET_NAMES = {
     "api_key": ("PERPD_API_KEY", "binance_key"),
     "api_secret": ("PERPD_API_SECRET", "binance_secret"),
+    "api_token": ("PERPD_API_TOKEN", "perpd_api_token"),
 }
 OTHER_NAMES = {"PERPD_CONFIG"}
 

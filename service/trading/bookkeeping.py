@@ -4,6 +4,7 @@ A fill is booked once: ledger, position and store in one transaction. What a cha
 position's protection is told to whoever protects it.
 """
 
+import itertools
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -15,7 +16,15 @@ from service.ports import Clock, Recorder, StateStore
 from service.records import Adjustment, CloseReason, Fill, Order, OrderPurpose, OrderStatus, Position
 from service.trading.books import Books
 from service.trading.ledger import Holding, Ledger
-from service.trading.orders import Applied, apply, client_order_id, is_ours, with_status
+from service.trading.orders import (
+    RESTING,
+    Instruction,
+    OrderEvent,
+    Reported,
+    client_order_id,
+    is_ours,
+    step,
+)
 from service.trading.outbox import Outbox
 from service.trading.positions import (
     after_fill,
@@ -28,8 +37,9 @@ from service.trading.positions import (
 
 log = structlog.get_logger("trading.bookkeeping")
 
-RESTING = (OrderStatus.OPEN, OrderStatus.PARTLY_FILLED, OrderStatus.TRIGGERED)
 ZERO = Decimal(0)
+FUNDING_LAG_MS = 60_000  # the venue dates a payment a little after the hour
+CLOSED_LOOKED_AT = 30
 CONTRADICTIONS = (StateConflict, ArithmeticError, LookupError, ValueError)
 """What booking raises when the news contradicts the books: its symbol is quarantined."""
 
@@ -71,28 +81,43 @@ class Bookkeeper:
                 if is_ours(update.client_order_id):  # another instance, or lost state
                     self._books.reconcile_wanted.set()
                 return None
-            order = await self._merge(order, apply(order, update))
-            await self._after_order(order)
-            return order
+            return await self._advance(order, Reported(update))
 
-    async def _merge(self, order: Order, applied: Applied) -> Order:
-        if applied.fault:
+    async def tell(self, order: Order, event: OrderEvent) -> Order:
+        """Our own knowledge of an order. One whose final event came first has been let go of."""
+        async with self._books.lock:
+            known = self._books.orders.get(order.client_order_id)
+            if known is None:
+                return step(order, event, self._clock.now_ms()).order
+            return await self._advance(known, event)
+
+    async def _advance(self, order: Order, event: OrderEvent) -> Order:
+        """Take one event of an order and do what it asks for. Holds the lock."""
+        taken = step(order, event, self._clock.now_ms())
+        order = taken.order
+        if taken.fault:
             self._recorder.count("trading.order_faults")
-            log.warning("impossible order update", client_order_id=order.client_order_id, fault=applied.fault)
-        if applied.changed:
-            await self._books.save_order(applied.order)
-        return applied.order
+            log.warning("impossible order event", client_order_id=order.client_order_id, fault=taken.fault)
+        if taken.changed:
+            await self._books.save_order(order)
+        if Instruction.ASK in taken.instructions:
+            self._books.reconcile_wanted.set()
+        await self._after_order(order, taken.instructions)
+        return order
 
-    async def _after_order(self, order: Order) -> None:
-        """What an order's new state means for its position. Holds the lock."""
+    async def _after_order(self, order: Order, instructions: tuple[Instruction, ...]) -> None:
+        """What an order's news means for its position. Holds the lock."""
         self._books.versions[order.symbol] += 1
         position = self._books.positions.get(order.position_id)
-        if order.type.conditional:
+        if Instruction.GUARDS in instructions:
             if position is None:
-                if order.status in RESTING or order.status is OrderStatus.UNKNOWN:
-                    self._sweep(order.position_id)
+                self._sweep(order.position_id)
             else:
-                await self._after_protective(order, position)
+                await self._guarded(order, position)
+        elif Instruction.UNGUARDED in instructions and position is not None:
+            await self._unguarded(order, position)
+        elif order.type.conditional and order.status is OrderStatus.UNKNOWN and position is None:
+            self._sweep(order.position_id)
         if order.status.final and position is None:
             self._books.orders.pop(order.client_order_id, None)
             self._books.filled.pop(order.client_order_id, None)
@@ -100,36 +125,38 @@ class Bookkeeper:
         if waiter is not None:
             waiter.set()
 
-    async def _after_protective(self, order: Order, position: Position) -> None:
+    async def _guarded(self, order: Order, position: Position) -> None:
+        """A stop or target rests. There is one of each: the newest counts, and another is swept."""
         stop = order.purpose is OrderPurpose.STOP
-        current = position.stop_order_id if stop else position.target_order_id
+        current = self._books.orders.get(position.stop_order_id if stop else position.target_order_id)
         name = order.client_order_id
-        if order.status in RESTING and current != name:
-            changes: dict[str, object] = {"stop_order_id" if stop else "target_order_id": name}
-            if stop:
-                changes["protected_ms"] = self._clock.now_ms()
-                self._books.unprotected_since.pop(position.position_id, None)
-            position = msgspec.structs.replace(position, **changes)
-            await self._books.save_position(position)
-            if stop:
-                self._outbox.put("positions", position)
-        elif order.status.final and order.status is not OrderStatus.FILLED and current == name:
-            log.warning("protection ended", symbol=order.symbol, purpose=order.purpose, status=order.status)
-            await self._books.save_position(without_protection(position, order.purpose))
-            if stop:
-                self._books.unprotected_since.setdefault(position.position_id, self._clock.monotonic_s())
-            self._protect(position.position_id)
+        if current is not None and current.client_order_id == name:
+            return
+        if current is not None and current.status in RESTING:
+            self._recorder.count("trading.surplus_orders")
+            if _attempt(current) > _attempt(order) or current.status is OrderStatus.TRIGGERED:
+                self._sweep(position.position_id)
+                return
+        changes: dict[str, object] = {"stop_order_id" if stop else "target_order_id": name}
+        if stop:
+            changes |= {"protected_ms": self._clock.now_ms(), "stop": order.trigger_price or position.stop}
+            self._books.protected(position.position_id)
+        position = msgspec.structs.replace(position, **changes)
+        await self._books.save_position(position)
+        if stop:
+            self._outbox.put("positions", position)
+        self._sweep(position.position_id)
 
-    async def set_status(self, order: Order, status: OrderStatus, reason: str) -> Order:
-        """Our own knowledge of an order. One whose final event came first has been let go of."""
-        async with self._books.lock:
-            now_ms = self._clock.now_ms()
-            known = self._books.orders.get(order.client_order_id)
-            if known is None:
-                return with_status(order, status, now_ms, reason).order
-            known = await self._merge(known, with_status(known, status, now_ms, reason))
-            await self._after_order(known)
-            return known
+    async def _unguarded(self, order: Order, position: Position) -> None:
+        """A stop or target ended without executing: if it is the one that counts, another is needed."""
+        stop = order.purpose is OrderPurpose.STOP
+        if order.client_order_id != (position.stop_order_id if stop else position.target_order_id):
+            return
+        log.warning("protection ended", symbol=order.symbol, purpose=order.purpose, status=order.status)
+        await self._books.save_position(without_protection(position, order.purpose))
+        if stop:
+            self._books.unprotected_now(position.position_id)
+        self._protect(position.position_id)
 
     async def book(self, fill: Fill) -> bool:
         """Book one execution once: ledger, position and store in one transaction."""
@@ -153,13 +180,14 @@ class Bookkeeper:
                 # The books wait for the disk, the stop does not.
                 if position is not None and not position.protected_ms:
                     self._books.positions.setdefault(position.position_id, position)
-                    self._books.unprotected_since.setdefault(position.position_id, self._clock.monotonic_s())
+                    self._books.unprotected_now(position.position_id)
                     self._protect(position.position_id)
                 raise
             if not booked:
                 await self._name_reason(fill, order)
                 return False
             self._books.store_failing = False
+            self._books.versions[fill.symbol] += 1
             self._recorder.count("trading.fills")
             self._outbox.put("fills", fill)
             if order is not None:
@@ -176,7 +204,7 @@ class Bookkeeper:
                 self._recorder.count("trading.foreign_fills")
                 self._books.reconcile_wanted.set()
             if order is not None:
-                await self._after_order(order)
+                await self._after_order(order, ())
             return True
 
     async def book_adjustment(self, adjustment: Adjustment) -> bool:
@@ -185,21 +213,45 @@ class Bookkeeper:
             if not await self._ledger.book_adjustment(adjustment):
                 return False
             self._outbox.put("adjustments", adjustment)
-            position = self._books.position_on(adjustment.symbol)
-            if adjustment.kind == "funding" and position is not None:
-                await self._books.save_position(
-                    msgspec.structs.replace(position, funding=position.funding + adjustment.amount)
-                )
+            self._books.versions[adjustment.symbol] += 1
+            position = await self._funded(adjustment) if adjustment.kind == "funding" else None
+            if position is not None:
+                position = msgspec.structs.replace(position, funding=position.funding + adjustment.amount)
+                await self._books.save_position(position)
+                if position.closed_ms:
+                    self._outbox.put("positions", position)  # told again: what it earned has changed
         return True
 
-    async def correct(
-        self, symbol: str, holding: Holding, wallet: Decimal, why: str, at_ms: int
-    ) -> Adjustment | None:
-        """Take over what the venue holds of a symbol, and its wallet. None when it was done before.
+    async def _funded(self, funding: Adjustment) -> Position | None:
+        """The position that a funding payment belongs to: open then, though it may be closed by now."""
+        position = self._books.position_on(funding.symbol)
+        if position is not None and position.opened_ms <= funding.at_ms + FUNDING_LAG_MS:
+            return position
+        for closed in await self._store.closed_positions(CLOSED_LOOKED_AT):
+            if (
+                closed.symbol == funding.symbol
+                and closed.opened_ms <= funding.at_ms <= closed.closed_ms + FUNDING_LAG_MS
+            ):
+                return closed
+        return None
 
-        The difference is taken with the lock held: a fill that is being booked belongs to it.
+    async def correct(
+        self,
+        symbol: str,
+        holding: Holding,
+        wallet: Decimal,
+        why: str,
+        at_ms: int,
+        revision: int | None = None,
+    ) -> Adjustment | None:
+        """Take over what the venue holds of a symbol, and its wallet.
+
+        None when it was done before, or when something was booked since `revision`. The difference is
+        taken with the lock held: a fill that is being booked belongs to it.
         """
         async with self._books.lock:
+            if revision is not None and self._books.versions.total() != revision:
+                return None
             correction = Adjustment(
                 adjustment_id=f"correction:{symbol}:{at_ms}",
                 kind="correction",
@@ -210,7 +262,20 @@ class Bookkeeper:
             )
             if not await self._ledger.book_adjustment(correction, holding):
                 return None
+            self._outbox.put("adjustments", correction)
             return correction
+
+    async def take_over(self, position: Position) -> None:
+        """A position that somebody else opened becomes ours; its past is in the ledger already."""
+        async with self._books.lock:
+            name = position.position_id
+            await self._books.save_position(position)
+            self._books.entered[name] = position.quantity
+            self._books.foreign.pop(position.symbol, None)
+            self._books.versions[position.symbol] += 1
+            self._books.unprotected_now(name)
+            self._outbox.put("positions", position)
+        self._protect(name)
 
     def _triggered(self, position: Position) -> Order | None:
         """The position's conditional order that is executing: a fill under a name unknown to us is its."""
@@ -240,8 +305,12 @@ class Bookkeeper:
         self._books.positions[name] = position
         if fill.side is position.position_side.entry_side:
             self._books.entered[name] = self._books.entered.get(name, ZERO) + fill.quantity
+        stop = self._books.orders.get(position.stop_order_id)
+        if stop is not None and 0 < stop.quantity < position.quantity:  # a stop for a quantity, now too small
+            position = without_protection(position, OrderPurpose.STOP)
+            await self._books.save_position(position)
         if not position.protected_ms:
-            self._books.unprotected_since.setdefault(name, self._clock.monotonic_s())
+            self._books.unprotected_now(name)
             self._protect(name)
 
     async def _forget(self, position: Position) -> None:
@@ -250,8 +319,9 @@ class Bookkeeper:
         self._books.positions.pop(name, None)
         self._books.entered.pop(name, None)
         self._books.meant.pop(name, None)
-        self._books.unprotected_since.pop(name, None)
+        self._books.protected(name)
         if position.entry_price:
+            self._books.closed_count += 1
             self._recorder.count("trading.positions_closed")
             self._outbox.put("positions", position)
             log.info(
@@ -279,7 +349,9 @@ class Bookkeeper:
             (
                 known
                 for known in self._books.orders.values()
-                if known.symbol == fill.symbol and known.venue_order_id == fill.venue_order_id
+                if known.symbol == fill.symbol
+                and fill.venue_order_id
+                == (known.became_order_id if known.type.conditional else known.venue_order_id)
             ),
             None,
         )
@@ -327,9 +399,17 @@ class Bookkeeper:
             position = self._books.positions.get(position_id)
             if position is None or is_open(position):
                 return
-            order = await self._books.known(client_order_id(position_id, "entry", 0))
-            if order is not None and not self._books.ended(order):
-                return  # it executed, and its fills are still to come
+            for attempt in itertools.count():
+                order = await self._books.known(client_order_id(position_id, "entry", attempt))
+                if order is None:
+                    break
+                if not self._books.ended(order):
+                    return  # it executed, and its fills are still to come
             ended = never_opened(position, self._clock.now_ms())
             await self._books.save_position(ended)
             await self._forget(ended)
+
+
+def _attempt(order: Order) -> tuple[int, str]:
+    """Orders of one leg in the order in which they were placed."""
+    return len(order.client_order_id), order.client_order_id

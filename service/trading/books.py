@@ -13,7 +13,7 @@ import structlog
 
 from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
-from service.records import CloseReason, Order, OrderStatus, Position
+from service.records import CloseReason, Order, OrderPurpose, OrderStatus, Position
 from service.trading.orders import LEG_LETTERS, client_order_id, is_ours
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
@@ -43,6 +43,8 @@ class Books:
         self.foreign: dict[str, str] = {}  # symbol to why; set by reconciliation
         self.quarantined: dict[str, str] = {}  # symbol to why; until the next start
         self.versions: Counter[str] = Counter()
+        self._barred: tuple[str, float] = ("", 0.0)  # why the venue lets nothing be opened, until when
+        self.closed_count = 0
         self.store_failing = False
         self.reconcile_wanted = asyncio.Event()
 
@@ -52,11 +54,9 @@ class Books:
             return
         for position in await self._store.open_positions():
             self.positions[position.position_id] = position
-            self.entered[position.position_id] = await self._booked(
-                client_order_id(position.position_id, "entry", 0)
-            )
+            self.entered[position.position_id] = await self._entered(position.position_id)
             if is_open(position) and not position.protected_ms:
-                self.unprotected_since[position.position_id] = self._clock.monotonic_s()
+                self.unprotected_now(position.position_id)
             for leg in LEG_LETTERS:
                 await self._restore_leg(position.position_id, leg)
         for order in await self._store.open_orders():
@@ -64,6 +64,15 @@ class Books:
         self._restored = True
         if self.positions:
             log.info("positions restored", symbols=[p.symbol for p in self.positions.values()])
+
+    async def _entered(self, position_id: str) -> Decimal:
+        total = ZERO
+        for attempt in itertools.count():
+            name = client_order_id(position_id, "entry", attempt)
+            if await self._store.order(name) is None:
+                return total
+            total += await self._booked(name)
+        raise AssertionError("unreachable")
 
     async def _restore_leg(self, position_id: str, leg: str) -> None:
         """Final ones too: their executions may not all be booked."""
@@ -84,12 +93,38 @@ class Books:
         """Our orders that are not final, or whose executions are not all booked."""
         return tuple(order for order in self.orders.values() if not self.ended(order))
 
+    def unprotected_now(self, position_id: str) -> None:
+        """No stop of the position rests on the venue; the first to say so starts the clock."""
+        self.unprotected_since.setdefault(position_id, self._clock.monotonic_s())
+
+    def protected(self, position_id: str) -> None:
+        """The position has its stop, or is no more. How long it went without is told and counted."""
+        since_s = self.unprotected_since.pop(position_id, None)
+        if since_s is None:
+            return
+        seconds = self._clock.monotonic_s() - since_s
+        self._recorder.record("trading.unprotected", seconds)
+        self._recorder.count("trading.unprotected_ms", max(round(seconds * 1000), 1))
+
     def unprotected(self) -> list[tuple[str, float]]:
         """Symbol and wall seconds of each position that has no stop on the venue."""
         now_s = self._clock.monotonic_s()
         return [
             (self.positions[name].symbol, now_s - since_s) for name, since_s in self.unprotected_since.items()
         ]
+
+    def orders_of(self, position_id: str) -> tuple[Order, ...]:
+        """The orders of one position that are not final, or whose executions are not all booked."""
+        return tuple(order for order in self.working_orders() if order.position_id == position_id)
+
+    def is_leftover(self, order: Order) -> bool:
+        """A conditional order that must not rest: its position ended, or has a newer one in its place."""
+        position = self.positions.get(order.position_id)
+        if not order.type.conditional or position is None:
+            return order.type.conditional
+        current = position.stop_order_id if order.purpose is OrderPurpose.STOP else position.target_order_id
+        resting = order.status in (OrderStatus.OPEN, OrderStatus.PARTLY_FILLED)
+        return resting and current not in ("", order.client_order_id)
 
     def ended(self, order: Order) -> bool:
         """Final, with all its executions booked."""
@@ -160,6 +195,18 @@ class Books:
         self.store_failing = True
         self._recorder.count("trading.store_failures")
         log.error("state cannot be written: no entries", error=str(error))
+
+    def bar_entries(self, reason: str, seconds: float) -> None:
+        """The venue lets nothing be opened. Args: seconds: wall time, infinite until the next start."""
+        self._recorder.count("trading.entries_barred")
+        log.error("no entries: the venue allows none", reason=reason, seconds=seconds)
+        self._barred = (reason, max(self._barred[1], self._clock.monotonic_s() + seconds))
+
+    @property
+    def entries_barred(self) -> str:
+        """Why the venue lets nothing be opened now, or ""."""
+        reason, until_s = self._barred
+        return reason if self._clock.monotonic_s() < until_s else ""
 
     def quarantine(self, symbol: str, error: Exception) -> None:
         self._recorder.count("trading.quarantined")

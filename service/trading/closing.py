@@ -3,22 +3,41 @@
 One exit at a time for a position, and none while the fate of an earlier one is unknown: never two fill.
 """
 
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+
+import msgspec
 import structlog
 
-from service.ports import Clock
-from service.records import CloseReason, OrderPurpose, OrderRequest, OrderType, Position
+from service.errors import VenueError
+from service.ports import Clock, Exchange
+from service.reactions import Reaction
+from service.records import (
+    CloseReason,
+    Instrument,
+    OrderPurpose,
+    OrderRequest,
+    OrderType,
+    Position,
+    PositionSide,
+)
 from service.trading.books import Books
 from service.trading.orders import new_order
-from service.trading.protection import POSITION_GONE
-from service.trading.sending import Sender
+from service.trading.protection import Failure
+from service.trading.sending import Rules, Sender
+from service.trading.sizing import on_tick
 
 log = structlog.get_logger("trading.closing")
+
+EXIT_ROOM = Decimal("0.03")
+"""Fraction of the mark price by which a limit exit may trade worse."""
 
 
 class Closer:
     """Exits. `exiting` holds the ids of positions with one in flight."""
 
-    def __init__(self, books: Books, sender: Sender, clock: Clock) -> None:
+    def __init__(self, exchange: Exchange, books: Books, sender: Sender, clock: Clock, rules: Rules) -> None:
+        self._exchange = exchange
+        self._rules = rules
         self._books = books
         self._sender = sender
         self._clock = clock
@@ -58,11 +77,48 @@ class Closer:
             reduce_only=True,
         )
         failure = await self._sender.send(request, new_order(request, self._clock.now_ms()))
+        if failure is not None and failure.reaction is Reaction.LIMIT_INSTEAD:
+            request, failure = await self._as_limit(position, request, failure)
         if failure is not None:
             self._books.changed.pop(request.client_order_id, None)
             log.error("exit refused", symbol=position.symbol, code=failure.code, detail=failure.detail)
-            if failure.code in POSITION_GONE:
+            if failure.reaction is Reaction.LOOK_AT_POSITION:
                 self._books.reconcile_wanted.set()
             return False
         await self._sender.wait_filled(request.client_order_id)
         return name not in self._books.positions
+
+    async def _as_limit(
+        self, position: Position, refused: OrderRequest, failure: Failure
+    ) -> tuple[OrderRequest, Failure | None]:
+        """The same exit at a price, immediate or cancelled: the venue takes no market order now."""
+        try:
+            account = await self._exchange.account()
+            instrument = await self._rules(position.symbol)
+        except VenueError as error:
+            return refused, Failure(code=failure.code, detail=f"{failure.detail}; price unknown: {error}")
+        held = next((p for p in account.positions if p.symbol == position.symbol), None)
+        if held is None or instrument is None:
+            return refused, failure
+        self._books.changed.pop(refused.client_order_id, None)
+        request = msgspec.structs.replace(
+            refused,
+            client_order_id=await self._books.next_id(position.position_id, "exit"),
+            type=OrderType.LIMIT,
+            price=exit_limit(held.mark_price, position.position_side, instrument),
+            time_in_force="IOC",
+        )
+        log.warning("no market exit at these prices, trying a limit", symbol=position.symbol)
+        return request, await self._sender.send(request, new_order(request, self._clock.now_ms()))
+
+
+def exit_limit(mark: Decimal, side: PositionSide, instrument: Instrument) -> Decimal:
+    """A price that trades at once unless the book is far from the mark, within the venue's own bounds."""
+    room = 1 - EXIT_ROOM if side is PositionSide.LONG else 1 + EXIT_ROOM
+    if side is PositionSide.LONG:
+        least = max(mark * room, mark * instrument.multiplier_down, instrument.min_price)
+        return on_tick(least, instrument.tick_size, ROUND_CEILING)
+    most = mark * room
+    if instrument.multiplier_up > 0:
+        most = min(most, mark * instrument.multiplier_up)
+    return on_tick(most, instrument.tick_size, ROUND_FLOOR)

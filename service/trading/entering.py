@@ -1,7 +1,11 @@
 """Entering a position: leverage, the intention written down, one market order, protection."""
 
+import msgspec
+import structlog
+
 from service.errors import DataDirectoryUnusable, VenueError
 from service.ports import Clock, Exchange, StateStore
+from service.reactions import Reaction
 from service.records import (
     OrderPurpose,
     OrderRequest,
@@ -18,12 +22,14 @@ from service.trading.positions import intended, is_open, position_id_of
 from service.trading.protecting import Protector
 from service.trading.protection import Failure
 from service.trading.ranking import Refused
-from service.trading.sending import Sender
-from service.trading.sizing import Approved
+from service.trading.sending import Rules, Sender
+from service.trading.sizing import Approved, fitted_quantity
+
+log = structlog.get_logger("trading.entering")
 
 
 class Opener:
-    """Entries, one per signal for ever."""
+    """Entries, one per signal for ever; a second order only where the first broke the venue's grid."""
 
     def __init__(
         self,
@@ -37,6 +43,7 @@ class Opener:
         settings: TradingSettings,
         *,
         margin_type: str,
+        rules: Rules,
     ) -> None:
         self._exchange = exchange
         self._store = store
@@ -46,6 +53,7 @@ class Opener:
         self._protector = protector
         self._clock = clock
         self._margin_type = margin_type
+        self._rules = rules
         self._settings = settings
 
     async def enter(self, signal: Signal, approved: Approved) -> Position | Refused:
@@ -76,8 +84,38 @@ class Opener:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail=f"state cannot be written: {error}")
         self._books.positions[name] = position
         failure = await self._sender.send(request, order)
+        if failure is not None and failure.reaction is Reaction.REFRESH_RULES:
+            request, failure = await self._once_more(request, approved, failure)
         await self._sender.wait_filled(request.client_order_id)
         return await self._entered_as(name, request.client_order_id, failure)
+
+    async def _once_more(
+        self, refused: OrderRequest, approved: Approved, failure: Failure
+    ) -> tuple[OrderRequest, Failure | None]:
+        """The same entry on the venue's rules as they are now; the refused one when none fits them."""
+        try:
+            instrument = await self._rules(refused.symbol)
+        except VenueError as error:
+            return refused, Failure(code=failure.code, detail=f"{failure.detail}; rules not read: {error}")
+        if instrument is None:
+            return refused, failure
+        quantity = fitted_quantity(approved.quantity, approved.entry, instrument)
+        if isinstance(quantity, Refused):
+            return refused, Failure(code=failure.code, detail=f"{failure.detail}; {quantity.detail}")
+        again = msgspec.structs.replace(
+            refused,
+            client_order_id=client_order_id(refused.position_id, "entry", 1),
+            quantity=quantity,
+        )
+        order = new_order(again, self._clock.now_ms())
+        try:
+            await self._store.save_order(order)
+        except DataDirectoryUnusable as error:
+            self._books.note_store(error)
+            return refused, failure
+        log.warning("entry refused by the venue's rules, once more", symbol=again.symbol, quantity=quantity)
+        self._books.changed.pop(refused.client_order_id, None)
+        return again, await self._sender.send(again, order)
 
     async def _entered_as(self, name: str, order_id: str, failure: Failure | None) -> Position | Refused:
         order = await self._books.known(order_id)

@@ -6,7 +6,6 @@ import structlog
 from service.errors import VenueError
 from service.ports import Clock, Exchange, Recorder, StateStore
 from service.records import Account
-from service.settings import RiskSettings
 from service.trading.ledger import Ledger, LedgerCheck
 from service.trading.risk import EquityMarks, marks_after, opening_marks
 
@@ -27,14 +26,12 @@ class EquityWatch:
         store: StateStore,
         ledger: Ledger,
         clock: Clock,
-        settings: RiskSettings,
         recorder: Recorder,
     ) -> None:
         self._exchange = exchange
         self._store = store
         self._ledger = ledger
         self._clock = clock
-        self._settings = settings
         self._recorder = recorder
         self.account: Account | None = None
         self.marks: EquityMarks | None = None
@@ -43,7 +40,7 @@ class EquityWatch:
     async def open(self) -> None:
         """Take up the marks of earlier runs."""
         text = await self._store.get_value(MARKS)
-        if text is not None:
+        if text:
             self.marks = msgspec.json.decode(text, type=EquityMarks)
 
     async def look(self) -> Account | None:
@@ -59,15 +56,15 @@ class EquityWatch:
         await self._move_marks(float(self.account.equity))
         return self.account
 
+    async def rebase(self) -> None:
+        """Measure losses from now on: the next look at the account sets day start and peak."""
+        self.marks = None
+        await self._store.set_value(MARKS, "")
+
     async def _move_marks(self, equity: float) -> None:
         now_ms, deposits = self._clock.now_ms(), float(self._ledger.deposits)
         before = self.marks or opening_marks(equity, deposits, now_ms)
-        after = marks_after(before, equity, deposits, now_ms, self._settings)
-        if after == self.marks:
-            return
-        await self._store.set_value(MARKS, msgspec.json.encode(after).decode())
-        if after.day_stopped and not before.day_stopped:
-            log.error("daily loss limit reached, no entries until the next UTC day", equity=equity)
-        if after.final_stopped and not before.final_stopped:
-            log.error("final drawdown reached, no entries until a person lifts it", equity=equity)
-        self.marks = after
+        after = marks_after(before, equity, deposits, now_ms)
+        if after != self.marks:
+            await self._store.set_value(MARKS, msgspec.json.encode(after).decode())
+            self.marks = after

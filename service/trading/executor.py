@@ -8,7 +8,7 @@ The work is done by its parts: `entering`, `closing`, `sending`, `protecting`, `
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
@@ -16,7 +16,16 @@ import structlog
 
 from service.errors import DataDirectoryUnusable
 from service.ports import Archive, Clock, Exchange, Recorder, StateStore, UserEvent
-from service.records import Adjustment, CloseReason, Fill, Order, Position, RefusalReason, Signal
+from service.records import (
+    Adjustment,
+    CloseReason,
+    Fill,
+    Instrument,
+    Order,
+    Position,
+    RefusalReason,
+    Signal,
+)
 from service.settings import TradingSettings
 from service.trading.bookkeeping import CONTRADICTIONS, Bookkeeper
 from service.trading.books import Books
@@ -25,9 +34,9 @@ from service.trading.entering import Opener
 from service.trading.ledger import Holding, Ledger
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
-from service.trading.protecting import Protector
+from service.trading.protecting import InstrumentOf, Protector
 from service.trading.ranking import Refused
-from service.trading.sending import ASK_DELAYS_S, Sender, pause
+from service.trading.sending import ASK_DELAYS_S, ORDER_WINDOW, Rules, Sender, pause
 from service.trading.sizing import Approved
 
 log = structlog.get_logger("trading.executor")
@@ -36,11 +45,18 @@ QUEUE_EVENTS = 10_000
 RETRY_S = 1.0
 
 
+async def rules_unknown(symbol: str) -> Instrument | None:
+    """Where nobody can read the venue's rules anew."""
+    return None
+
+
 class Executor:
     """Orders, positions and their protection. Enter `running()` before anything else.
 
     Args: ask_delays_s: wall seconds before each question about an order without an answer;
-    retry_s: wall seconds between attempts while the venue is out of reach.
+    retry_s: wall seconds between attempts while the venue is out of reach; rules: reads the venue's rules
+    anew and gives those of a symbol; instrument_of: gives them as last read;
+    halted: why nothing may be opened, or ''; order_window: last orders whose outcomes are kept.
     """
 
     def __init__(
@@ -56,6 +72,10 @@ class Executor:
         margin_type: str = "ISOLATED",
         ask_delays_s: Sequence[float] = ASK_DELAYS_S,
         retry_s: float = RETRY_S,
+        rules: Rules = rules_unknown,
+        instrument_of: InstrumentOf = lambda symbol: None,
+        halted: Callable[[], str] = lambda: "",
+        order_window: int = ORDER_WINDOW,
     ) -> None:
         self._clock = clock
         self._recorder = recorder
@@ -63,7 +83,9 @@ class Executor:
         self._queue: asyncio.Queue[UserEvent] = asyncio.Queue(QUEUE_EVENTS)
         self._flights: set[asyncio.Future[None]] = set()
         self._opening: set[str] = set()
+        self._halted = halted
         self._draining = False
+        self._gap = self._reconciled_gap = 0
         self._outbox = Outbox(archive, recorder)
         self._books = books = Books(store, self._outbox, clock, recorder)
         self._bookkeeper = keeper = Bookkeeper(
@@ -79,10 +101,22 @@ class Executor:
             recorder,
             answer_limit_s=settings.answer_limit_s,
             ask_delays_s=ask_delays_s,
+            halted=halted,
+            order_window=order_window,
         )
-        self._closer = Closer(books, sender, clock)
+        self._closer = Closer(exchange, books, sender, clock, rules)
         self._protector = Protector(
-            exchange, books, keeper, sender, self._closer, clock, settings, recorder, retry_s=retry_s
+            exchange,
+            books,
+            keeper,
+            sender,
+            self._closer,
+            clock,
+            settings,
+            recorder,
+            retry_s=retry_s,
+            rules=rules,
+            instrument_of=instrument_of,
         )
         self._opener = Opener(
             exchange,
@@ -94,6 +128,7 @@ class Executor:
             clock,
             settings,
             margin_type=margin_type,
+            rules=rules,
         )
         self.reconcile_wanted = books.reconcile_wanted
 
@@ -198,6 +233,19 @@ class Executor:
         """Symbol and wall seconds of each position that has no stop on the venue."""
         return self._books.unprotected()
 
+    def order_errors(self) -> tuple[int, int]:
+        """Of the last orders sent: how many failed or had no answer, and how many there were."""
+        outcomes = self._sender.outcomes
+        return sum(outcomes), len(outcomes)
+
+    def forget_order_errors(self) -> None:
+        self._sender.outcomes.clear()
+
+    @property
+    def closed_count(self) -> int:
+        """Positions closed since the start."""
+        return self._books.closed_count
+
     # -- events -------------------------------------------------------------------------------------
 
     def on_event(self, event: UserEvent) -> None:
@@ -206,15 +254,37 @@ class Executor:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
             self._recorder.count("trading.events_discarded")
-            self._books.reconcile_wanted.set()
+            self.on_gap()
+
+    def on_price(self, symbol: str, price: float) -> None:
+        """A newer price of a symbol; called on the loop thousands of times a second, never blocks."""
+        if self._books.positions:
+            position = self._books.position_on(symbol)
+            if position is not None:
+                self._protector.on_price(position, price)
 
     def on_gap(self) -> None:
-        """Events may have been missed."""
+        """Events may have been missed: no entries until a reconciliation that began later is complete."""
+        self._gap += 1
         self._books.reconcile_wanted.set()
 
-    async def events_applied(self) -> None:
-        """Returns once every event taken so far is in the books."""
-        await self._queue.join()
+    @property
+    def gap(self) -> int:
+        """The number of the newest gap."""
+        return self._gap
+
+    def reconciled(self, gap: int) -> None:
+        """A complete reconciliation began after that gap."""
+        self._reconciled_gap = max(self._reconciled_gap, gap)
+
+    async def events_applied(self, limit_s: float | None = None) -> bool:
+        """Returns once every event taken so far is in the books. False when that took too long (wall)."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._queue.join()
+        except TimeoutError:
+            return False
+        return True
 
     async def _process(self) -> None:
         while True:
@@ -270,8 +340,16 @@ class Executor:
     def _entry_barred(self, symbol: str) -> Refused | None:
         if self._draining:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail="draining, running is needed")
+        if halted := self._halted():
+            return Refused(reason=RefusalReason.ENTRIES_OFF, detail=halted)
         if self._books.store_failing:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail="state cannot be written")
+        if self._reconciled_gap < self._gap:
+            return Refused(
+                reason=RefusalReason.ENTRIES_OFF, detail="events may have been missed, reconciling first"
+            )
+        if self._books.entries_barred:
+            return Refused(reason=RefusalReason.ENTRIES_OFF, detail=self._books.entries_barred)
         blocked = self.blocked_symbols().get(symbol)
         if blocked or symbol in self.held_symbols():
             return Refused(
@@ -328,14 +406,45 @@ class Executor:
         return await self._sender.cancel(order)
 
     async def correct_books(
-        self, symbol: str, holding: Holding, wallet: Decimal, why: str, at_ms: int
+        self,
+        symbol: str,
+        holding: Holding,
+        wallet: Decimal,
+        why: str,
+        at_ms: int,
+        *,
+        revision: int | None = None,
     ) -> Adjustment | None:
-        """Take over what the venue holds of a symbol, and its wallet. None when it was done before."""
-        return await self._bookkeeper.correct(symbol, holding, wallet, why, at_ms)
+        """Take over what the venue holds of a symbol, and its wallet.
 
-    def block_foreign(self, found: dict[str, str]) -> None:
-        """Symbols with foreign positions or orders; those no longer found are free again."""
+        None when it was done before, or when anything was booked since `revision`.
+        """
+        return await self._bookkeeper.correct(symbol, holding, wallet, why, at_ms, revision)
+
+    @property
+    def revision(self) -> int:
+        """Counts what happened on all symbols: see `version`."""
+        return self._books.versions.total()
+
+    async def book_missed(self, fill: Fill) -> bool:
+        """Book an execution that the stream did not bring. False when it was booked before."""
+        return await self._bookkeeper.book(fill)
+
+    async def take_over(self, position: Position) -> None:
+        """A position that somebody else opened becomes ours, and gets its stop."""
+        await self._bookkeeper.take_over(position)
+
+    def quarantine(self, symbol: str, error: Exception) -> None:
+        """What happened on a symbol cannot be booked: it is not traded until the next start."""
+        self._books.quarantine(symbol, error)
+
+    def block_foreign(self, found: dict[str, str], *, keep: frozenset[str] = frozenset()) -> None:
+        """Symbols with foreign positions or orders; those no longer found are free again.
+
+        Args: keep: symbols that were not looked at; what was known of them stays.
+        """
         for symbol in found.keys() - self._books.foreign.keys():
             self._recorder.count("trading.foreign_symbols")
             log.error("symbol blocked: not ours", symbol=symbol, detail=found[symbol])
-        self._books.foreign = dict(found)
+        kept = {symbol: why for symbol, why in self._books.foreign.items() if symbol in keep}
+        self._books.foreign = kept | found

@@ -11,6 +11,7 @@ import msgspec
 
 from service.records import Position, RefusalReason
 from service.settings import RiskSettings
+from service.trading.foreign import is_foreign
 from service.trading.ranking import Refused
 
 STEPS: tuple[tuple[float, float, int], ...] = ((1.5, 1.5, 17), (0.8, 1.0, 12), (0.3, 0.8, 7))
@@ -39,7 +40,12 @@ def net_result(position: Position) -> Decimal:
 
 
 def trade_statistics(closed: Sequence[Position]) -> TradeStatistics:
-    """Args: closed: newest first, as the store returns them."""
+    """Args: closed: newest first, as the store returns them.
+
+    Positions taken over say nothing about our signals, and those without an exit price vanished unseen:
+    what they earned is in the ledger's corrections and not known of the trade.
+    """
+    closed = [p for p in closed if p.exit_price and not is_foreign(p)]
     results = [net_result(position) for position in closed]
     returns = [
         float(result / (position.margin * position.leverage)) * 100

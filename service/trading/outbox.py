@@ -34,8 +34,7 @@ class Outbox:
         try:
             self._queue.put_nowait((stream, record))
         except asyncio.QueueFull:
-            self._recorder.count("trading.records_discarded")
-            log.error("a record could not be kept for the archive", stream=stream, record=str(record)[:500])
+            self._discarded(stream, record, "too many wait for the disk")
 
     async def written(self) -> None:
         """Returns once the archive has every record taken so far."""
@@ -55,5 +54,16 @@ class Outbox:
             stream, record = await self._queue.get()
             try:
                 await self._archive.put(stream, record)
+            except ValueError as error:  # a record that no archive takes must not hold up the others
+                self._discarded(stream, record, str(error))
             finally:
                 self._queue.task_done()
+
+    def _discarded(self, stream: str, record: Record, reason: str) -> None:
+        self._recorder.count("trading.records_discarded")
+        log.error(
+            "a record could not be kept for the archive",
+            stream=stream,
+            reason=reason,
+            record=str(record)[:500],
+        )

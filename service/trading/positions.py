@@ -53,6 +53,7 @@ def intended(signal: Signal, approved: Approved, now_ms: int) -> Position:
         leverage=approved.leverage,
         margin=approved.margin,
         opened_ms=now_ms,
+        first_stop=approved.stop,
     )
 
 

@@ -4,14 +4,18 @@ Stop and target are kept at the same time, each by a task of its own: neither wa
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from decimal import Decimal
 
+import msgspec
 import structlog
 
 from service.errors import DataDirectoryUnusable, VenueError
 from service.ports import Clock, Exchange, Recorder
+from service.reactions import Reaction
 from service.records import (
     CloseReason,
+    Instrument,
     OrderPurpose,
     OrderRequest,
     OrderStatus,
@@ -19,25 +23,32 @@ from service.records import (
     Position,
 )
 from service.settings import TradingSettings
-from service.trading.bookkeeping import RESTING, Bookkeeper
+from service.trading.bookkeeping import Bookkeeper
 from service.trading.books import Books
 from service.trading.closing import Closer
-from service.trading.orders import new_order
+from service.trading.foreign import is_guest
+from service.trading.orders import RESTING, new_order
 from service.trading.positions import without_protection
 from service.trading.protection import (
-    BREACHED,
     NOTHING_HELD,
     Failure,
     Step,
     next_stop_step,
     next_target_step,
     other_working_type,
+    stop_breached,
 )
-from service.trading.sending import Sender, pause
+from service.trading.sending import Rules, Sender, pause
+from service.trading.sizing import fitted_trigger
+from service.trading.trailing import trailed_stop
 
 log = structlog.get_logger("trading.protecting")
 
 LONGEST_RETRY_S = 60.0
+TRAIL_PAUSE_S = 5.0  # between two moves of one stop: each costs two requests
+
+InstrumentOf = Callable[[str], Instrument | None]
+"""The venue's rules of a symbol as last read."""
 
 
 class Protector:
@@ -58,6 +69,8 @@ class Protector:
         recorder: Recorder,
         *,
         retry_s: float,
+        rules: Rules,
+        instrument_of: InstrumentOf,
     ) -> None:
         self._exchange = exchange
         self._books = books
@@ -68,8 +81,12 @@ class Protector:
         self._settings = settings
         self._recorder = recorder
         self._retry_s = retry_s
+        self._rules = rules
+        self._instrument_of = instrument_of
+        self._trail_after_s: dict[str, float] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self.background: set[asyncio.Task[None]] = set()
+        self._stopping: set[str] = set()  # positions that the software stop is closing
         self._legs: dict[tuple[str, OrderPurpose], asyncio.Task[None]] = {}
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -122,7 +139,7 @@ class Protector:
         if position_id not in self._books.positions:
             return
         self._forget_protection(position_id, OrderPurpose.STOP)
-        self._books.unprotected_since.setdefault(position_id, self._clock.monotonic_s())
+        self._books.unprotected_now(position_id)
         self.protect(position_id)
 
     def target_missing(self, position_id: str) -> None:
@@ -150,22 +167,20 @@ class Protector:
             self._legs.pop((name, purpose), None)
 
     async def _keep_stop(self, name: str) -> None:
+        """Climb the ladder, each step told, until the stop rests or the position is closed."""
         failures: list[Failure] = []
         rounds = 0
         while (position := self._books.positions.get(name)) is not None and not position.protected_ms:
             since_s = self._books.unprotected_since.get(name, self._clock.monotonic_s())
+            unprotected_s = self._clock.monotonic_s() - since_s
             step = next_stop_step(
-                failures,
-                unprotected_s=self._clock.monotonic_s() - since_s,
-                limit_s=self._settings.unprotected_limit_s,
+                failures, unprotected_s=unprotected_s, limit_s=self._settings.unprotected_limit_s
             )
-            if failures:
-                self._recorder.count("trading.stop_failures")
-                # Beyond its stop already: the ladder closes it at once, as the stop would have.
-                tell = log.warning if failures[-1].code in BREACHED else log.error
-                tell("stop not placed", symbol=position.symbol, step=step, detail=failures[-1].detail)
+            if step is Step.CLOSE and is_guest(position) and failures[-1].reaction is not Reaction.CLOSE_NOW:
+                step = Step.WATCH  # a guest is given a stop; closing it is its owner's business
+            self._tell(position, step, failures, unprotected_s)
             if step is Step.CLOSE:
-                breached = failures[-1].code in BREACHED
+                breached = failures[-1].reaction is Reaction.CLOSE_NOW
                 if await self._closer.close(position, CloseReason.STOP if breached else CloseReason.EXIT):
                     return
                 if await self._look_for_stop(position) is NOTHING_HELD:
@@ -174,22 +189,143 @@ class Protector:
                 await pause(self._clock, min(self._retry_s * 2**rounds, LONGEST_RETRY_S))
                 rounds += 1
                 continue
-            failure = await self._stop_step(position, step)
+            failure = await self._stop_step(position, step, failures)
             if failure is NOTHING_HELD:
                 return
             if failure is not None:
                 failures.append(failure)
 
-    async def _stop_step(self, position: Position, step: Step) -> Failure | None:
-        configured: str = self._settings.stop_working_type
+    def _tell(self, position: Position, step: Step, failures: list[Failure], unprotected_s: float) -> None:
+        """The alarm line of a position without its stop: how long, why, and what is done about it."""
+        if not failures:
+            return
+        self._recorder.count("trading.stop_failures")
+        # Beyond its stop already: the ladder closes it at once, as the stop would have.
+        tell = log.warning if failures[-1].reaction is Reaction.CLOSE_NOW else log.error
+        tell(
+            "position without a stop",
+            symbol=position.symbol,
+            unprotected_s=round(unprotected_s, 3),
+            limit_s=self._settings.unprotected_limit_s,
+            step=step,
+            detail=failures[-1].detail,
+        )
+
+    async def _stop_step(self, position: Position, step: Step, failures: list[Failure]) -> Failure | None:
+        if failures and failures[-1].reaction is Reaction.MAKE_ROOM:
+            await self._make_room()
+        if failures and failures[-1].reaction is Reaction.REFRESH_RULES:
+            position = await self._on_their_grid(position)
         if step is Step.ASK:
             return await self._look_for_stop(position)
-        working_type = configured if step is Step.PLACE else other_working_type(configured)
-        return await self._place_protective(position, OrderPurpose.STOP, working_type)
+        if step is Step.WATCH:
+            await pause(self._clock, self._retry_s)
+        other = step in (Step.PLACE_OTHER_WORKING_TYPE, Step.PLACE_REDUCE_ONLY)
+        configured: str = self._settings.stop_working_type
+        return await self._place_protective(
+            position,
+            OrderPurpose.STOP,
+            other_working_type(configured) if other else configured,
+            reduce_only=step is Step.PLACE_REDUCE_ONLY,
+        )
+
+    async def _make_room(self) -> None:
+        """Too many orders rest: those of ended positions go first."""
+        for order in self._books.working_orders():
+            if self._books.is_leftover(order):
+                await self._sender.cancel(order)
+
+    async def _on_their_grid(self, position: Position) -> Position:
+        """The position with stop and target on the ticks that the venue has now."""
+        try:
+            instrument = await self._rules(position.symbol)
+        except VenueError as error:
+            log.warning("the venue's rules cannot be read", symbol=position.symbol, error=str(error))
+            return position
+        if instrument is None:
+            return position
+        side = position.position_side
+        return msgspec.structs.replace(
+            position,
+            stop=fitted_trigger(position.stop, side, OrderPurpose.STOP, instrument),
+            target=fitted_trigger(position.target, side, OrderPurpose.TARGET, instrument),
+        )
+
+    def on_price(self, position: Position, price: float) -> None:
+        """See what a price means for a position. Called for each of its prices, on the loop; never blocks."""
+        if self._tasks is None:
+            return
+        if position.position_id in self._books.unprotected_since:
+            self._watch(position, price)
+        elif self._settings.trail_r:
+            self._trail(position, price)
+
+    def _watch(self, position: Position, price: float) -> None:
+        """The software stop: a position whose stop does not rest is closed when the price gets there."""
+        name = position.position_id
+        if name in self._stopping:
+            return
+        if stop_breached(float(position.stop), price, position.position_side.sign):
+            self._stopping.add(name)
+            self._recorder.count("trading.software_stops")
+            log.error("software stop reached", symbol=position.symbol, price=price, stop=str(position.stop))
+            self._spawn(self._software_stop(position), f"trading.software_stop.{name}")
+
+    def _trail(self, position: Position, price: float) -> None:
+        name = position.position_id
+        instrument = self._instrument_of(position.symbol)
+        busy = (name, OrderPurpose.STOP) in self._legs or name in self._closer.exiting
+        if busy or instrument is None or self._clock.monotonic_s() < self._trail_after_s.get(name, 0.0):
+            return
+        stop = trailed_stop(position, price, self._settings.trail_r, instrument.tick_size)
+        if stop is None:
+            return
+        self._trail_after_s[name] = self._clock.monotonic_s() + TRAIL_PAUSE_S
+        task = self._spawn(self._move_stop(position, stop), f"trading.trail.{name}")
+        if task is not None:
+            self._legs[name, OrderPurpose.STOP] = task
+
+    async def _move_stop(self, position: Position, stop: Decimal) -> None:
+        """Place the better stop; once it rests, the books take it for the stop and the old one is swept.
+
+        The venue lets one order for the whole position rest in a direction: the two forms take turns.
+        """
+        name = position.position_id
+        try:
+            current = self._books.orders.get(position.stop_order_id)
+            failure = await self._place_protective(
+                msgspec.structs.replace(position, stop=stop),
+                OrderPurpose.STOP,
+                self._settings.stop_working_type,
+                reduce_only=current is None or not current.quantity,
+            )
+            if failure is None:
+                self._recorder.count("trading.stops_moved")
+                log.info("stop moved", symbol=position.symbol, stop=str(stop), before=str(position.stop))
+            else:
+                log.warning(
+                    "stop not moved, the old one rests", symbol=position.symbol, detail=failure.detail
+                )
+        except DataDirectoryUnusable as error:
+            self._books.note_store(error)
+        finally:
+            self._legs.pop((name, OrderPurpose.STOP), None)
+            if name not in self._books.positions:
+                self._trail_after_s.pop(name, None)
+            elif name in self._books.unprotected_since:
+                self.protect(name)  # the old one ended meanwhile, and nobody could see to it
+
+    async def _software_stop(self, position: Position) -> None:
+        try:
+            await self._closer.close(position, CloseReason.STOP)
+        finally:
+            self._stopping.discard(position.position_id)
 
     async def _keep_target(self, name: str) -> None:
         failures: list[Failure] = []
         while (position := self._books.positions.get(name)) is not None and not position.target_order_id:
+            if not position.target:
+                return  # taken over from elsewhere: it has a stop only
             step = next_target_step(failures)
             if failures:
                 log.warning(
@@ -200,15 +336,20 @@ class Protector:
             if step is Step.CLOSE:
                 await self._closer.close(position, CloseReason.TARGET)
                 return
+            if failures and failures[-1].reaction is Reaction.REFRESH_RULES:
+                position = await self._on_their_grid(position)
             working_type = self._settings.stop_working_type
             failure = await self._place_protective(position, OrderPurpose.TARGET, working_type)
             if failure is not None:
                 failures.append(failure)
 
     async def _place_protective(
-        self, position: Position, purpose: OrderPurpose, working_type: str
+        self, position: Position, purpose: OrderPurpose, working_type: str, *, reduce_only: bool = False
     ) -> Failure | None:
-        """One conditional order that closes the whole position. None when it rests, or nothing is left."""
+        """One conditional order that closes the position. None when it rests, or nothing is left.
+
+        Args: reduce_only: for the quantity held now, where an order for the whole position is refused.
+        """
         stop = purpose is OrderPurpose.STOP
         name = await self._books.next_id(position.position_id, purpose.value)
         request = OrderRequest(
@@ -219,7 +360,9 @@ class Protector:
             purpose=purpose,
             position_id=position.position_id,
             trigger_price=position.stop if stop else position.target,
-            close_position=True,
+            quantity=position.quantity if reduce_only else None,
+            reduce_only=reduce_only,
+            close_position=not reduce_only,
             working_type=working_type,
         )
         failure = await self._sender.send(request, new_order(request, self._clock.now_ms()))
@@ -262,14 +405,11 @@ class Protector:
         return Failure(code=0, detail="no stop of this position rests on the venue")
 
     def sweep(self, name: str) -> None:
-        """See to it that no conditional order of an ended position rests."""
-        if any(
-            order.position_id == name and order.type.conditional for order in self._books.working_orders()
-        ):
+        """See to it that no conditional order rests that protects nothing, or is one too many."""
+        if any(self._books.is_leftover(order) for order in self._books.orders_of(name)):
             self._spawn(self._cancel_leftovers(name), f"trading.sweep.{name}")
 
     async def _cancel_leftovers(self, name: str) -> None:
-        """Cancel the conditional orders of a position that ended."""
-        for order in self._books.working_orders():
-            if order.position_id == name and order.type.conditional and name not in self._books.positions:
+        for order in self._books.orders_of(name):
+            if self._books.is_leftover(order):
                 await self._sender.cancel(order)

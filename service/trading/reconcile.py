@@ -1,13 +1,14 @@
 """Comparing our books with the venue: at start, after a gap in the private stream, and regularly.
 
 The venue is the truth for quantity, our ledger for intent. `plan` is pure: two views in, findings out.
-`Reconciler` fetches the views, leaves alone what moved meanwhile, and acts: missing stops first. What
-contradicts our books (a position vanished or changed) must be seen twice, since a snapshot may be older
-than the events already booked.
+`Reconciler` fetches positions, plain and conditional orders, then executions and funding, while events go
+on being booked; it leaves alone what moved meanwhile, and acts: missing stops first. What no execution
+explains (a position vanished or changed) must be seen twice, since a snapshot may be older than the
+events already booked.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
@@ -15,7 +16,7 @@ import msgspec
 import structlog
 
 from service.errors import DataDirectoryUnusable, VenueError
-from service.ports import Archive, Clock, Exchange, Recorder, StateStore
+from service.ports import Clock, Exchange, Recorder, StateStore
 from service.records import (
     Account,
     CloseReason,
@@ -23,10 +24,15 @@ from service.records import (
     OrderPurpose,
     OrderStatus,
     Position,
+    VenuePosition,
 )
+from service.settings import TradingSettings
+from service.trading.bookkeeping import CONTRADICTIONS
 from service.trading.executor import Executor
+from service.trading.foreign import guarded_elsewhere, taken_over
 from service.trading.ledger import Holding, Ledger, LedgerCheck
 from service.trading.orders import is_ours
+from service.trading.protecting import InstrumentOf
 
 log = structlog.get_logger("trading.reconcile")
 
@@ -36,6 +42,12 @@ OVERLAP_MS = 600_000  # the income history may lag behind the event it reports
 LEAST_WALL_S = 1.0  # between two passes, however fast market time runs
 CENT = Decimal("0.01")
 PASSES_AT_START = 3
+EVENTS_LIMIT_S = 5.0  # wall seconds for the events taken so far to be booked: longer, the disk is full
+CORRECTION_ATTEMPTS = 3
+
+
+Suspect = tuple[str, str, str]
+"""Kind, symbol and detail of what must be seen by two passes before anything is done about it."""
 
 
 class OurView(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,10 +66,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     targets_missing: tuple[Position, ...]
     ask: tuple[Order, ...]  # ours, not final, and not resting: executed, cancelled or lost
     resting: tuple[Order, ...]  # the venue's view of ours that rest
-    sweep: tuple[Order, ...]  # ours rest, but their position ended
+    sweep: tuple[Order, ...]  # ours rest, but their position ended, or has another in their place
     vanished: tuple[Position, ...]
     changed: tuple[tuple[Position, Decimal], ...]  # and the venue's quantity
     given_up: tuple[Position, ...]  # meant to be, but no order is left that could open them
+    orphans: tuple[Order, ...]  # conditional, of perpd, not in our books, on symbols without a position
+    strangers: tuple[VenuePosition, ...]  # held, and nothing of ours is there
     foreign: dict[str, str]  # symbol to what was found there
 
 
@@ -72,17 +86,51 @@ def plan(account: Account, resting: Sequence[Order], ours: OurView) -> Plan:
     working = {order.position_id for order in ours.orders if order.purpose is OrderPurpose.ENTRY}
     return Plan(
         stops_missing=tuple(p for p in on_venue if p.stop_order_id not in by_name),
-        targets_missing=tuple(p for p in on_venue if p.target_order_id not in by_name),
+        targets_missing=tuple(p for p in on_venue if p.target and p.target_order_id not in by_name),
         ask=tuple(order for order in orders if order.client_order_id not in by_name),
         resting=tuple(by_name[o.client_order_id] for o in orders if o.client_order_id in by_name),
-        sweep=tuple(o for o in orders if o.client_order_id in by_name and o.position_id not in open_ids),
+        sweep=tuple(
+            o
+            for o in orders
+            if o.client_order_id in by_name
+            and (o.position_id not in open_ids or _surplus(o, ours.positions, by_name))
+        ),
         vanished=tuple(p for p in positions if p not in on_venue),
         changed=tuple((p, abs(held[p.symbol])) for p in on_venue if abs(held[p.symbol]) != p.quantity),
         given_up=tuple(
             p for p in ours.pending if p.symbol not in ours.skipped and p.position_id not in working
         ),
+        orphans=_orphans(held, resting, ours),
+        strangers=_strangers(account, ours),
         foreign=_foreign(held, resting, ours),
     )
+
+
+def _orphans(held: Mapping[str, Decimal], resting: Sequence[Order], ours: OurView) -> tuple[Order, ...]:
+    known = {order.client_order_id for order in ours.orders}
+    busy = {p.symbol for p in (*ours.positions, *ours.pending)} | ours.skipped | held.keys()
+    return tuple(
+        order
+        for order in resting
+        if order.type.conditional
+        and is_ours(order.client_order_id)
+        and order.client_order_id not in known
+        and order.symbol not in busy
+    )
+
+
+def _strangers(account: Account, ours: OurView) -> tuple[VenuePosition, ...]:
+    busy = {p.symbol for p in (*ours.positions, *ours.pending)} | ours.skipped
+    return tuple(p for p in account.positions if p.symbol not in busy)
+
+
+def _surplus(order: Order, positions: Sequence[Position], by_name: Mapping[str, Order]) -> bool:
+    """A stop (or target) of a position whose current one rests as well."""
+    position = next((p for p in positions if p.position_id == order.position_id), None)
+    if position is None or not order.type.conditional:
+        return False
+    current = position.stop_order_id if order.purpose is OrderPurpose.STOP else position.target_order_id
+    return current != order.client_order_id and current in by_name
 
 
 def _foreign(held: dict[str, Decimal], resting: Sequence[Order], ours: OurView) -> dict[str, str]:
@@ -103,29 +151,33 @@ def _foreign(held: dict[str, Decimal], resting: Sequence[Order], ours: OurView) 
 
 
 class Reconciler:
-    """Runs `plan` and acts on it. `check` is the newest comparison of equities made at a quiet moment."""
+    """Runs `plan` and acts on it. `check` is the newest comparison of equities made at a quiet moment.
+
+    Args: instrument_of: the venue's rules of a symbol as last read.
+    """
 
     def __init__(
         self,
         executor: Executor,
         exchange: Exchange,
         store: StateStore,
-        archive: Archive,
         ledger: Ledger,
         clock: Clock,
         recorder: Recorder,
+        settings: TradingSettings,
         *,
-        interval_s: float,
+        instrument_of: InstrumentOf = lambda symbol: None,
     ) -> None:
         self._executor = executor
         self._exchange = exchange
         self._store = store
-        self._archive = archive
         self._ledger = ledger
         self._clock = clock
         self._recorder = recorder
-        self._interval_s = interval_s
-        self._suspects: set[tuple[str, str, str]] = set()
+        self._settings = settings
+        self._instrument_of = instrument_of
+        self._suspects: set[Suspect] = set()
+        self._seen: set[Suspect] = set()
         self.check: LedgerCheck | None = None
         self.last_ms = 0  # end of the newest complete pass, venue time
 
@@ -155,11 +207,14 @@ class Reconciler:
                 self._recorder.count("reconcile.failed")
                 log.warning("reconciliation failed", error=str(error))
                 self._executor.reconcile_wanted.set()
+            except CONTRADICTIONS as error:  # of no symbol in particular: looked at again, never the end
+                self._recorder.count("reconcile.failed")
+                log.error("reconciliation failed on what it read", exc_info=error)
 
     async def _wait(self) -> None:
         """Until the interval is over or somebody asks, but never in quick succession."""
         await self._clock.sleep_s(LEAST_WALL_S * self._clock.speed)
-        rest_s = self._interval_s / self._clock.speed - LEAST_WALL_S
+        rest_s = self._settings.reconcile_s / self._clock.speed - LEAST_WALL_S
         wanted = self._executor.reconcile_wanted
         if rest_s > 0:
             try:
@@ -170,25 +225,37 @@ class Reconciler:
         wanted.clear()
 
     async def reconcile(self) -> Plan:
-        """One pass. Raises VenueError: the venue could not be read; nothing was concluded."""
+        """One pass. Raises VenueError: the venue could not be read; nothing was concluded.
+
+        While state cannot be written, events wait for the disk and our books with them: then only missing
+        stops are seen to.
+        """
         started_s = self._clock.monotonic_s()
         executor = self._executor
-        await self._book_adjustments()
-        await executor.events_applied()
+        gap = executor.gap
+        booked = await executor.events_applied(EVENTS_LIMIT_S)
         symbols = {p.symbol for p in (*executor.positions(), *executor.pending_positions())}
-        symbols |= {order.symbol for order in executor.working_orders()}
+        symbols |= {order.symbol for order in executor.working_orders()} | executor.blocked_symbols().keys()
         before = {symbol: executor.version(symbol) for symbol in symbols}
         busy = executor.busy_symbols()
-        resting = await self._exchange.open_orders()
         account = await self._exchange.account()
-        await executor.events_applied()
+        resting = await self._exchange.open_orders()
+        booked = booked and await executor.events_applied(EVENTS_LIMIT_S)
         ours = self._our_view(before, busy | executor.busy_symbols())
         found = plan(account, resting, ours)
-        await self._act(found, account)
-        quiet = not ours.skipped and self._current(before)
+        if not booked:
+            self._recorder.count("reconcile.stops_only")
+            log.error("books wait for the disk: only missing stops are seen to")
+            self._place_missing_stops(found)
+            executor.reconcile_wanted.set()
+            return found
+        await self._act(found, account, resting, ours)
+        newest_ms = await self._book_adjustments()
+        quiet = not ours.skipped and self._current(before) and newest_ms <= account.at_ms
         if quiet and not (found.ask or found.vanished or found.changed):
             self._compare(account)
         self.last_ms = self._clock.now_ms()
+        executor.reconciled(gap)
         self._recorder.record("reconcile", self._clock.monotonic_s() - started_s)
         return found
 
@@ -197,58 +264,99 @@ class Reconciler:
         positions, pending = executor.positions(), executor.pending_positions()
         orders = executor.working_orders()
         symbols = {p.symbol for p in (*positions, *pending)} | {order.symbol for order in orders}
-        symbols |= before.keys()
+        symbols |= before.keys() | executor.blocked_symbols().keys()
         moved = {s for s in symbols if executor.version(s) != before.get(s, -1)}
         return OurView(positions=positions, pending=pending, orders=orders, skipped=frozenset(moved | busy))
 
     def _current(self, before: dict[str, int]) -> bool:
         return all(self._executor.version(symbol) == version for symbol, version in before.items())
 
-    async def _act(self, found: Plan, account: Account) -> None:
+    async def _act(self, found: Plan, account: Account, resting: Sequence[Order], ours: OurView) -> None:
         executor = self._executor
+        self._seen = self._still_triggered()
         for order in found.resting:
             executor.on_event(order)
         await executor.events_applied()
         stops = {position.stop_order_id for position in found.stops_missing}
         for order in sorted(found.ask, key=lambda order: order.client_order_id not in stops):
             await self._ask(order)
-        for position in found.stops_missing:
-            if self._still_without(position):
-                executor.stop_missing(position.position_id)
-                self._recorder.count("reconcile.stops_missing")
-        executing = {
-            o.client_order_id for o in executor.working_orders() if o.status is OrderStatus.TRIGGERED
-        }
-        for position in found.targets_missing:
-            current = {p.position_id: p for p in executor.positions()}.get(position.position_id)
-            if position.target_order_id in executing or current is None:
-                continue
-            if current.target_order_id == position.target_order_id:
-                executor.target_missing(position.position_id)
+        self._place_missing_stops(found)
+        self._place_missing_targets(found)
         for order in found.sweep:
             self._recorder.count("reconcile.orphans")
             await executor.cancel(order)
         for position in found.given_up:
             await executor.give_up_entry(position.position_id)
-        await self._confirm(found, account)
-        executor.block_foreign(found.foreign)
+        for position in (*found.vanished, *(p for p, _ in found.changed)):
+            await self._apart(position.symbol, self._book_missed(position.symbol, position.opened_ms))
+        for position in found.vanished:
+            await self._apart(position.symbol, self._end_vanished(position))
+        for position, quantity in found.changed:
+            await self._apart(position.symbol, self._take_quantity(position, quantity))
+        await self._agree_on_the_rest(account, ours)
+        await self._clear_orphans(found)
+        executor.block_foreign(found.foreign, keep=ours.skipped)
+        for stranger in found.strangers:
+            await self._apart(stranger.symbol, self._meet(stranger, resting))
+        self._suspects = self._seen
+        if self._suspects:
+            executor.reconcile_wanted.set()
+
+    async def _apart(self, symbol: str, work: Coroutine[object, object, None]) -> None:
+        """What cannot be booked quarantines its symbol and leaves the others alone."""
+        try:
+            await work
+        except CONTRADICTIONS as error:
+            self._executor.quarantine(symbol, error)
+
+    def _seen_before(self, *suspect: str) -> bool:
+        """Whether the pass before saw the same; it is noted for the next one."""
+        kind, symbol, detail = suspect
+        self._seen.add((kind, symbol, detail))
+        return (kind, symbol, detail) in self._suspects
+
+    # -- protection
+
+    def _place_missing_stops(self, found: Plan) -> None:
+        for position in found.stops_missing:
+            if self._still_without(position):
+                self._executor.stop_missing(position.position_id)
+                self._recorder.count("reconcile.stops_missing")
+
+    def _place_missing_targets(self, found: Plan) -> None:
+        executing = {
+            o.client_order_id for o in self._executor.working_orders() if o.status is OrderStatus.TRIGGERED
+        }
+        for position in found.targets_missing:
+            current = self._open_now(position)
+            if position.target_order_id in executing or current is None:
+                continue
+            if current.target_order_id == position.target_order_id:
+                self._executor.target_missing(position.position_id)
 
     def _still_without(self, position: Position) -> bool:
         """The position is open and its stop neither rests nor is executing, now that it was asked for.
 
         A stop that was triggered is executing; only when it still is at the next pass is it given up.
         """
-        current = {p.position_id: p for p in self._executor.positions()}.get(position.position_id)
+        current = self._open_now(position)
         if current is None or current.stop_order_id != position.stop_order_id:
             return False
         statuses = {o.client_order_id: o.status for o in self._executor.working_orders()}
         if statuses.get(position.stop_order_id) is not OrderStatus.TRIGGERED:
             return True
-        suspect = ("triggered", position.symbol, position.stop_order_id)
-        if suspect in self._suspects:
-            return True
-        self._suspects.add(suspect)
-        return False
+        return self._seen_before("triggered", position.symbol, position.stop_order_id)
+
+    def _still_triggered(self) -> set[Suspect]:
+        statuses = {o.client_order_id: o.status for o in self._executor.working_orders()}
+        return {
+            suspect
+            for suspect in self._suspects
+            if suspect[0] == "triggered" and statuses.get(suspect[2]) is OrderStatus.TRIGGERED
+        }
+
+    def _open_now(self, position: Position) -> Position | None:
+        return next((p for p in self._executor.positions() if p.position_id == position.position_id), None)
 
     async def _ask(self, order: Order) -> None:
         """What became of an order of ours that does not rest."""
@@ -256,37 +364,56 @@ class Reconciler:
         if known is not None and known.symbol not in self._executor.busy_symbols():
             await self._executor.ask(known)
 
-    async def _confirm(self, found: Plan, account: Account) -> None:
-        """Act on what contradicts our books only when it was there the last time as well."""
-        still_open = {p.position_id: p for p in self._executor.positions()}
-        statuses = {o.client_order_id: o.status for o in self._executor.working_orders()}
-        seen: set[tuple[str, str, str]] = {
-            suspect
-            for suspect in self._suspects
-            if suspect[0] == "triggered" and statuses.get(suspect[2]) is OrderStatus.TRIGGERED
-        }
-        for position in found.vanished:
-            if still_open.get(position.position_id) != position:
-                continue
-            suspect = ("vanished", position.symbol, position.position_id)
-            if suspect not in self._suspects:
-                seen.add(suspect)
-                continue
-            reason = await self._why_vanished(position)
+    # -- what contradicts our books
+
+    async def _book_missed(self, symbol: str, since_ms: int) -> None:
+        """Book the executions of a symbol that never reached us, under the reasons their names give."""
+        for fill in await self._exchange.executions(symbol, since_ms):
+            if await self._executor.book_missed(fill):
+                self._recorder.count("reconcile.fills")
+                log.warning(
+                    "execution missed by the stream is booked",
+                    symbol=symbol,
+                    trade_id=fill.trade_id,
+                    client_order_id=fill.client_order_id,
+                )
+
+    async def _agree_on_the_rest(self, account: Account, ours: OurView) -> None:
+        """Holdings that are no position of ours, and changed without our hearing of it."""
+        held = {p.symbol: p.quantity for p in account.positions}
+        known = {p.symbol for p in (*ours.positions, *ours.pending)} | ours.skipped
+        known |= {order.symbol for order in ours.orders}
+        for symbol in sorted((held.keys() | self._ledger.held_symbols()) - known):
+            quantity = held.get(symbol, ZERO)
+            if self._ledger.holding(symbol).quantity != quantity:
+                await self._apart(symbol, self._agree_on(symbol, quantity))
+
+    async def _agree_on(self, symbol: str, quantity: Decimal) -> None:
+        await self._book_missed(
+            symbol, max(await self._seen_until_ms() - OVERLAP_MS, self._ledger.started_ms)
+        )
+        if self._ledger.holding(symbol).quantity == quantity:
+            return
+        if self._seen_before("holding", symbol, str(quantity)):
+            await self._correct(symbol, "holding changed on the venue")
+
+    async def _end_vanished(self, position: Position) -> None:
+        """A position that the venue no longer holds, though no execution says why, seen twice."""
+        if self._open_now(position) != position:
+            return
+        if not self._seen_before("vanished", position.symbol, position.position_id):
+            return
+        reason = await self._why_vanished(position)
+        if await self._correct(position.symbol, f"position closed on the venue: {reason}"):
             await self._executor.end_position(position.position_id, reason)
-            await self._correct(position.symbol, account, f"position closed on the venue: {reason}")
-        for position, quantity in found.changed:
-            if still_open.get(position.position_id) != position:
-                continue
-            suspect = ("changed", position.symbol, str(quantity))
-            if suspect not in self._suspects:
-                seen.add(suspect)
-                continue
+
+    async def _take_quantity(self, position: Position, quantity: Decimal) -> None:
+        if self._open_now(position) != position:
+            return
+        if not self._seen_before("changed", position.symbol, str(quantity)):
+            return
+        if await self._correct(position.symbol, "quantity changed on the venue"):
             await self._executor.correct_quantity(position.position_id, quantity)
-            await self._correct(position.symbol, account, "quantity changed on the venue")
-        self._suspects = seen
-        if seen:
-            self._executor.reconcile_wanted.set()
 
     async def _why_vanished(self, position: Position) -> CloseReason:
         """Liquidation shows in the wallet's history; anything else was done by hand."""
@@ -295,32 +422,86 @@ class Reconciler:
         liquidated = any("insurance" in word or "liquidat" in word for word in words)
         return CloseReason.LIQUIDATION if liquidated else CloseReason.MANUAL
 
-    async def _correct(self, symbol: str, account: Account, why: str) -> None:
-        """Take over what the venue holds of the symbol, and its wallet, as a recorded correction."""
-        theirs = next((p for p in account.positions if p.symbol == symbol), None)
-        holding = (
-            Holding(quantity=theirs.quantity, cost=theirs.quantity * theirs.entry_price)
-            if theirs
-            else Holding()
-        )
-        correction = await self._executor.correct_books(
-            symbol, holding, account.wallet_balance, why, account.at_ms
-        )
-        if correction is not None:
-            self._recorder.count("reconcile.corrections")
-            log.error("books corrected", symbol=symbol, amount=str(correction.amount), reason=why)
-            await self._archive.put("adjustments", correction)
+    async def _correct(self, symbol: str, why: str) -> bool:
+        """Take over what the venue holds of the symbol, and its wallet, as a recorded correction.
 
-    async def _book_adjustments(self) -> None:
-        """Funding and transfers that the stream may have missed."""
-        seen = await self._store.get_value(ADJUSTMENTS_SEEN)
-        since_ms = max(int(seen) if seen else 0, self._ledger.started_ms)
+        The wallet is everybody's: a snapshot counts only when nothing was booked on any symbol since. False
+        when there was no such moment; the next pass tries again.
+        """
+        executor = self._executor
+        for _ in range(CORRECTION_ATTEMPTS):
+            await executor.events_applied()
+            revision = executor.revision
+            account = await self._exchange.account()
+            await executor.events_applied()
+            theirs = next((p for p in account.positions if p.symbol == symbol), None)
+            holding = (
+                Holding(quantity=theirs.quantity, cost=theirs.quantity * theirs.entry_price)
+                if theirs
+                else Holding()
+            )
+            correction = await executor.correct_books(
+                symbol, holding, account.wallet_balance, why, account.at_ms, revision=revision
+            )
+            if correction is not None:
+                self._recorder.count("reconcile.corrections")
+                log.error("books corrected", symbol=symbol, amount=str(correction.amount), reason=why)
+                return True
+        return False
+
+    async def _clear_orphans(self, found: Plan) -> None:
+        """Cancel conditional orders of perpd that nobody knows of, where nothing is held, seen twice."""
+        for order in found.orphans:
+            if not self._seen_before("orphan", order.symbol, order.client_order_id):
+                continue
+            self._recorder.count("reconcile.orphans")
+            log.warning("orphan order cancelled", symbol=order.symbol, client_order_id=order.client_order_id)
+            try:
+                await self._exchange.cancel(order)
+            except VenueError as error:
+                log.warning("cancel failed", symbol=order.symbol, error=str(error))
+
+    async def _meet(self, stranger: VenuePosition, resting: Sequence[Order]) -> None:
+        """A position that is not ours, as `trading.foreign` says; what moved lately is seen twice first."""
+        policy = self._settings.foreign
+        if policy == "ignore" or not self._seen_before("stranger", stranger.symbol, str(stranger.quantity)):
+            return
+        if policy == "protect" and guarded_elsewhere(stranger, resting):
+            return
+        position = taken_over(
+            stranger,
+            policy,
+            self._settings.foreign_stop_fraction,
+            self._instrument_of(stranger.symbol),
+            self._clock.now_ms(),
+        )
+        self._recorder.count("reconcile.taken_over")
+        log.warning(
+            "foreign position taken over",
+            symbol=position.symbol,
+            policy=policy,
+            quantity=str(stranger.quantity),
+            stop=str(position.stop),
+        )
+        await self._executor.take_over(position)
+
+    # -- money
+
+    async def _book_adjustments(self) -> int:
+        """Funding and transfers that the stream may have missed; returns when the newest was made."""
+        since_ms = await self._seen_until_ms()
+        newest_ms = 0
         for adjustment in await self._exchange.adjustments(since_ms):
             if await self._executor.book_adjustment(adjustment):
                 self._recorder.count("reconcile.adjustments")
-                since_ms = max(since_ms, adjustment.at_ms)
-        now_ms = self._clock.now_ms()
-        await self._store.set_value(ADJUSTMENTS_SEEN, str(max(since_ms, now_ms - OVERLAP_MS)))
+                newest_ms = max(newest_ms, adjustment.at_ms)
+        kept_ms = max(since_ms, newest_ms, self._clock.now_ms() - OVERLAP_MS)
+        await self._store.set_value(ADJUSTMENTS_SEEN, str(kept_ms))
+        return newest_ms
+
+    async def _seen_until_ms(self) -> int:
+        seen = await self._store.get_value(ADJUSTMENTS_SEEN)
+        return max(int(seen) if seen else 0, self._ledger.started_ms)
 
     def _compare(self, account: Account) -> None:
         check = self._ledger.compare(account)

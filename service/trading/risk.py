@@ -1,7 +1,7 @@
 """Whether a signal may be traded now: one pure function per rule, asked in one stated order.
 
 Every limit is read from `RiskSettings` and `TradingSettings` and nowhere else. Losses and drawdowns are
-fractions of equity, open positions included.
+fractions of equity, open positions included. What ends entries for a day or for good is the kill switch's.
 """
 
 from collections.abc import Callable
@@ -23,35 +23,25 @@ class EquityMarks(msgspec.Struct, frozen=True, kw_only=True):
     day_start: float
     peak: float
     deposits: float  # money in, so that a withdrawal is not taken for a loss
-    day_stopped: bool = False  # the day's loss limit was reached: latched until the next UTC day
-    final_stopped: bool = False  # latched until a person lifts it
 
 
 def opening_marks(equity: float, deposits: float, now_ms: int) -> EquityMarks:
     return EquityMarks(day=now_ms // DAY_MS, day_start=equity, peak=equity, deposits=deposits)
 
 
-def marks_after(
-    marks: EquityMarks, equity: float, deposits: float, now_ms: int, risk: RiskSettings
-) -> EquityMarks:
-    """The marks after one look at the equity: new day, new peak, limits latched."""
+def marks_after(marks: EquityMarks, equity: float, deposits: float, now_ms: int) -> EquityMarks:
+    """The marks after one look at the equity: new day, new peak."""
     moved = deposits - marks.deposits
     today = now_ms // DAY_MS
-    new_day = today > marks.day
-    day_start = equity if new_day else marks.day_start + moved
-    peak = max(marks.peak + moved, equity)
-    stopped = not new_day and marks.day_stopped
     return EquityMarks(
         day=max(today, marks.day),
-        day_start=day_start,
-        peak=peak,
+        day_start=equity if today > marks.day else marks.day_start + moved,
+        peak=max(marks.peak + moved, equity),
         deposits=deposits,
-        day_stopped=stopped or _fall(day_start, equity) >= risk.day_loss_fraction,
-        final_stopped=marks.final_stopped or _fall(peak, equity) >= risk.final_drawdown_fraction,
     )
 
 
-def _fall(start: float, now: float) -> float:
+def fall(start: float, now: float) -> float:
     """How far `now` is below `start`, as a fraction of it; everything is lost where nothing was there."""
     if start <= 0:
         return 1.0 if now < start else 0.0
@@ -70,14 +60,15 @@ class RiskContext(msgspec.Struct, frozen=True, kw_only=True):
     stale_symbols: frozenset[str] = frozenset()
     accepted: int = 0  # in this cycle so far
     entries_off: str = ""  # why no entry is allowed at all, or ""
+    halt: Refused | None = None  # the kill switch's answer to every signal while it is tripped
 
     @property
     def drawdown(self) -> float:
-        return _fall(self.marks.peak, self.equity or 0.0) if self.marks else 0.0
+        return fall(self.marks.peak, self.equity or 0.0) if self.marks else 0.0
 
     @property
     def day_loss(self) -> float:
-        return _fall(self.marks.day_start, self.equity or 0.0) if self.marks else 0.0
+        return fall(self.marks.day_start, self.equity or 0.0) if self.marks else 0.0
 
 
 def after_entry(context: RiskContext, symbol: str, margin: float) -> RiskContext:
@@ -132,13 +123,8 @@ def balance_known(signal: Signal, context: RiskContext, limits: Limits) -> Refus
     return None
 
 
-def final_stop(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
-    if context.marks is None or not context.marks.final_stopped:
-        return None
-    return Refused(
-        reason=RefusalReason.FINAL_STOP,
-        detail=f"latched: drawdown reached {limits.risk.final_drawdown_fraction}, now {context.drawdown:.4f}",
-    )
+def not_halted(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    return context.halt
 
 
 def drawdown_breaker(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
@@ -148,16 +134,6 @@ def drawdown_breaker(signal: Signal, context: RiskContext, limits: Limits) -> Re
     return Refused(
         reason=RefusalReason.DRAWDOWN_BREAKER,
         detail=f"drawdown {context.drawdown:.4f} from the peak, below {limit} is needed",
-    )
-
-
-def day_loss(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
-    if context.marks is None or not context.marks.day_stopped:
-        return None
-    return Refused(
-        reason=RefusalReason.DAILY_LOSS,
-        detail=f"the day's loss reached {limits.risk.day_loss_fraction}, now {context.day_loss:.4f}; "
-        "no entries until the next UTC day",
     )
 
 
@@ -213,11 +189,10 @@ def room_in_cycle(signal: Signal, context: RiskContext, limits: Limits) -> Refus
 
 RULES: tuple[Rule, ...] = (
     entries_allowed,
+    not_halted,
     confident_enough,
     balance_known,
-    final_stop,
     drawdown_breaker,
-    day_loss,
     caution,
     data_fresh,
     symbol_free,

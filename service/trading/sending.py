@@ -4,24 +4,54 @@ An order is sent once. No usable answer means asking by client id until it is kn
 """
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 
+import msgspec
 import structlog
 
-from service.errors import DataDirectoryUnusable, OrderOutcomeUnknown, VenueError, VenueMalformed
+from service.errors import (
+    DataDirectoryUnusable,
+    OrderOutcomeUnknown,
+    VenueCredentials,
+    VenueError,
+    VenueMalformed,
+)
 from service.ports import Clock, Exchange, Recorder
-from service.records import Fill, Order, OrderPurpose, OrderRequest, OrderStatus
-from service.trading.bookkeeping import CONTRADICTIONS, RESTING, Bookkeeper
+from service.reactions import Reaction
+from service.records import Fill, Instrument, Order, OrderPurpose, OrderRequest, OrderStatus
+from service.trading.bookkeeping import CONTRADICTIONS, Bookkeeper
 from service.trading.books import Books
 from service.trading.ledger import Ledger
-from service.trading.orders import with_status
+from service.trading.orders import (
+    RESTING,
+    Denied,
+    Refused,
+    Reported,
+    Sent,
+    Unanswered,
+    step,
+)
 from service.trading.outbox import Outbox
-from service.trading.protection import ALREADY_THERE, Failure
+from service.trading.protection import Failure
 
 log = structlog.get_logger("trading.sending")
 
+BARS_ENTRIES = {
+    Reaction.STOP_OPENING: 600.0,
+    Reaction.WRONG_MODE: math.inf,
+    Reaction.CREDENTIALS: math.inf,
+}
+"""Refusals that would meet every entry, and for how many wall seconds; without end until the next start."""
+EXPECTED = (Reaction.CLOSE_NOW, Reaction.SKIP, Reaction.LOOK_AT_POSITION, Reaction.LOOK_FOR_STOP)
+"""Refusals that the market brings about: they say nothing about the way orders go."""
+ORDER_WINDOW = 20
+Rules = Callable[[str], Awaitable[Instrument | None]]
+"""Reads the venue's rules anew and gives those of a symbol. Raises VenueError."""
 ASK_DELAYS_S = (0.1, 0.3, 0.8, 1.5, 3.0)
+CLOCKS_DIFFER_MS = 10_000  # our time of an order against the venue's of its fills
 ZERO = Decimal(0)
 
 
@@ -34,7 +64,8 @@ class Sender:
     """Orders to the venue and questions about them.
 
     Args: answer_limit_s: wall seconds until an order without news is asked for; ask_delays_s: wall
-    seconds before each question.
+    seconds before each question; halted: why nothing may be opened, or '': asked as an entry leaves;
+    order_window: outcomes of last orders that are kept.
     """
 
     def __init__(
@@ -48,9 +79,13 @@ class Sender:
         recorder: Recorder,
         *,
         answer_limit_s: float,
+        order_window: int = ORDER_WINDOW,
         ask_delays_s: Sequence[float] = ASK_DELAYS_S,
+        halted: Callable[[], str] = lambda: "",
     ) -> None:
         self._exchange = exchange
+        self._halted = halted
+        self.outcomes: deque[bool] = deque(maxlen=order_window)  # of the last orders: true where it failed
         self._books = books
         self._bookkeeper = bookkeeper
         self._ledger = ledger
@@ -63,13 +98,18 @@ class Sender:
     async def send(self, request: OrderRequest, order: Order) -> Failure | None:
         """Send one order that is written down, once. A Failure says that nothing rests or fills there."""
         name = request.client_order_id
+        halted = self._halted() if request.purpose is OrderPurpose.ENTRY else ""
+        if halted:
+            self._books.remember(order)
+            await self._bookkeeper.tell(order, Refused(f"nothing was sent: {halted}"))
+            return Failure(code=0, detail=f"nothing was sent: {halted}")
         async with self._books.lock:
             if request.purpose is not OrderPurpose.ENTRY:  # an entry was written with its position
                 await self._books.save_order(order)
             else:
                 self._books.remember(order)
                 self._outbox.put("orders", order)
-            order = with_status(order, OrderStatus.SENT, self._clock.now_ms()).order
+            order = step(order, Sent(), self._clock.now_ms()).order
             self._books.orders[name] = order
             self._books.changed.setdefault(name, asyncio.Event())
             self._books.versions[order.symbol] += 1
@@ -80,18 +120,20 @@ class Sender:
         except (OrderOutcomeUnknown, VenueMalformed) as error:
             return await self._send_unknown(order, error)
         except VenueError as error:
-            if error.code in ALREADY_THERE and request.purpose is OrderPurpose.ENTRY:
-                return await self._send_unknown(order, error)  # our earlier send landed
+            if error.reaction is Reaction.UNKNOWN:  # a client id that is taken: our earlier send landed
+                return await self._send_unknown(order, error)
             return await self._send_failed(order, error)
         finally:
             self._recorder.record("trading.place", self._clock.monotonic_s() - started_s)
+        self.outcomes.append(False)
         await self._bookkeeper.learn(answer)
         return None
 
     async def _send_unknown(self, order: Order, error: VenueError) -> Failure | None:
         name = order.client_order_id
         self._recorder.count("trading.orders_unknown")
-        order = await self._bookkeeper.set_status(order, OrderStatus.UNKNOWN, str(error))
+        self.outcomes.append(True)
+        order = await self._bookkeeper.tell(order, Unanswered(str(error)))
         log.warning(
             "order without an answer: asking", symbol=order.symbol, client_order_id=name, error=str(error)
         )
@@ -103,10 +145,13 @@ class Sender:
 
     async def _send_failed(self, order: Order, error: VenueError) -> Failure:
         self._recorder.count("trading.orders_rejected")
-        order = await self._bookkeeper.set_status(order, OrderStatus.REJECTED, f"{error.code}: {error}")
+        self.outcomes.append(error.reaction not in EXPECTED)
+        order = await self._bookkeeper.tell(order, Refused(f"{error.code}: {error}"))
         log.warning(
             "order refused", symbol=order.symbol, purpose=order.purpose, code=error.code, error=str(error)
         )
+        if error.reaction in BARS_ENTRIES or isinstance(error, VenueCredentials):
+            self._books.bar_entries(str(error), BARS_ENTRIES.get(error.reaction, math.inf))
         return Failure(code=error.code, detail=f"{error.code}: {error}")
 
     async def wait_filled(self, name: str) -> None:
@@ -174,9 +219,10 @@ class Sender:
         return self._books.ended(learned) or (learned.type.conditional and learned.status in RESTING)
 
     async def _conclude_lost(self, order: Order) -> bool:
-        """Denied every time: look at what rests and what is held before believing it."""
+        """Denied every time: look at what rests, what was executed and what is held before believing it."""
         try:
             resting = await self._exchange.open_orders()
+            executions = await self._exchange.executions(order.symbol, order.created_ms - CLOCKS_DIFFER_MS)
             account = await self._exchange.account()
         except VenueError as error:
             log.warning("question unanswered", client_order_id=order.client_order_id, error=str(error))
@@ -185,17 +231,18 @@ class Sender:
         for found in resting:
             if found.client_order_id == order.client_order_id:
                 return await self._take(found, ())
+        fills = [fill for fill in executions if fill.client_order_id == order.client_order_id]
         known = self._books.orders.get(order.client_order_id)
         if known is None or self._books.ended(known):
             return True
+        if fills:
+            return await self._take(executed(known, fills), fills)
         held = next((p.quantity for p in account.positions if p.symbol == order.symbol), ZERO)
         if not order.type.conditional and held != self._ledger.holding(order.symbol).quantity:
             log.error("order denied, but something is held", symbol=order.symbol, held=str(held))
             self._books.reconcile_wanted.set()
             return False
-        await self._bookkeeper.set_status(
-            known, OrderStatus.REJECTED, "the venue does not know it and holds nothing of it"
-        )
+        await self._bookkeeper.tell(known, Denied("the venue does not know it and holds nothing of it"))
         return True
 
     async def cancel(self, order: Order) -> bool:
@@ -203,10 +250,28 @@ class Sender:
         if order.status in (OrderStatus.INTENDED, OrderStatus.SENT, OrderStatus.TRIGGERED):
             return False  # in flight, or executing: what follows decides
         try:
-            await self._exchange.cancel(order)
+            done = await self._exchange.cancel(order)
         except VenueError as error:
             log.warning("cancel failed", symbol=order.symbol, error=str(error))
             self._books.reconcile_wanted.set()
             return False
-        await self._bookkeeper.set_status(order, OrderStatus.CANCELLED, "")
+        if not done:  # it ended before, perhaps by executing
+            return await self.ask(order)
+        await self._bookkeeper.tell(
+            order, Reported(msgspec.structs.replace(order, status=OrderStatus.CANCELLED))
+        )
         return True
+
+
+def executed(order: Order, fills: Sequence[Fill]) -> Order:
+    """The order as its executions show it, where the venue no longer knows it itself."""
+    quantity = sum((fill.quantity for fill in fills), ZERO)
+    cost = sum((fill.quantity * fill.price for fill in fills), ZERO)
+    whole = not order.quantity or quantity >= order.quantity
+    return msgspec.structs.replace(
+        order,
+        status=OrderStatus.FILLED if whole else OrderStatus.EXPIRED,
+        filled_quantity=quantity,
+        average_price=cost / quantity,
+        updated_ms=max(fill.filled_ms for fill in fills),
+    )

@@ -5,7 +5,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 import msgspec
 
-from service.records import Bracket, Instrument, PositionSide, RefusalReason, Signal
+from service.records import Bracket, Instrument, OrderPurpose, PositionSide, RefusalReason, Signal
 from service.settings import RiskSettings
 from service.trading.ranking import Refused
 
@@ -111,12 +111,14 @@ def venue_levels(signal: Signal, instrument: Instrument) -> Levels | Refused:
     tick = instrument.tick_size
     levels = Levels(
         entry=_decimal(signal.entry),
-        stop=_on_tick(_decimal(signal.stop), tick, below if long else above),
-        target=_on_tick(_decimal(signal.target), tick, above if long else below),
+        stop=on_tick(_decimal(signal.stop), tick, below if long else above),
+        target=on_tick(_decimal(signal.target), tick, above if long else below),
     )
     low, high = (levels.stop, levels.target) if long else (levels.target, levels.stop)
     if not low < levels.entry < high:
         return _stop_invalid(f"stop {levels.stop} and target {levels.target} must enclose {levels.entry}")
+    if abs(levels.entry - levels.stop) < tick:
+        return _stop_invalid(f"stop {levels.stop} is less than one tick ({tick}) from {levels.entry}")
     floor = max(instrument.min_price, levels.entry * instrument.multiplier_down)
     ceiling = instrument.max_price or high
     if instrument.multiplier_up > 0:
@@ -124,6 +126,20 @@ def venue_levels(signal: Signal, instrument: Instrument) -> Levels | Refused:
     if low < floor or high > ceiling:
         return _stop_invalid(f"levels {low} to {high}, the venue takes {floor} to {ceiling}")
     return levels
+
+
+def fitted_quantity(quantity: Decimal, entry: Decimal, instrument: Instrument) -> Decimal | Refused:
+    """A quantity decided on other rules, on the grid of these; never larger. Entry: for the notional."""
+    fitted = _on_grid(quantity, instrument)
+    return _below_minimum(fitted, entry, instrument) or fitted
+
+
+def fitted_trigger(
+    price: Decimal, side: PositionSide, purpose: OrderPurpose, instrument: Instrument
+) -> Decimal:
+    """A stop or target decided on other rules, on these ticks, rounded towards the entry."""
+    rises = (side is PositionSide.LONG) == (purpose is OrderPurpose.STOP)
+    return on_tick(price, instrument.tick_size, ROUND_CEILING if rises else ROUND_FLOOR)
 
 
 def liquidation_estimate(
@@ -194,7 +210,8 @@ def _stop_invalid(detail: str) -> Refused:
     return Refused(reason=RefusalReason.STOP_INVALID, detail=detail)
 
 
-def _on_tick(price: Decimal, tick: Decimal, rounding: str) -> Decimal:
+def on_tick(price: Decimal, tick: Decimal, rounding: str) -> Decimal:
+    """The price on the tick grid. Args: rounding: of `decimal`."""
     return (price / tick).to_integral_value(rounding) * tick
 
 

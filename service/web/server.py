@@ -1,4 +1,6 @@
-"""Three pages over HTTP/1.1: /health, /ready and /metrics. GET and HEAD, one request a connection.
+"""Three pages over HTTP/1.1: /health, /ready and /metrics, and what is given as `api` below /api/.
+
+One request a connection.
 
 Written on asyncio streams because aiohttp.web would cost 6 MB more than its client, for three pages.
 Whatever arrives is bounded: the head in bytes and time, the connections in number.
@@ -8,7 +10,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,15 +25,18 @@ HEAD_LIMIT_BYTES = 8_192
 HEAD_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 5.0
 CONNECTIONS_LIMIT = 32
+BODY_LIMIT_BYTES = 4_096
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _JSON_TYPE = "application/json"
 _REASONS = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    413: "Content Too Large",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
@@ -50,6 +55,18 @@ class Answer(msgspec.Struct, frozen=True):
     content_type: str
     body: bytes
     allow: bool = False  # name the methods that are served
+
+
+class ApiRequest(msgspec.Struct, frozen=True):
+    """A request below /api/. `token` is what follows "Bearer ", "" where nothing does."""
+
+    method: str
+    path: str
+    token: str
+    body: bytes
+
+
+Api = Callable[[ApiRequest], Awaitable[Answer]]
 
 
 def parse_request_line(head: bytes) -> tuple[str, str] | int:
@@ -72,35 +89,37 @@ def parse_request_line(head: bytes) -> tuple[str, str] | int:
 def answer_to(request: tuple[str, str] | int, health: Health, ready: Ready, metrics: Metrics) -> Answer:
     """The answer to a request. A page that raises is a 500, logged with its traceback."""
     if isinstance(request, int):
-        return _problem(request)
+        return problem(request)
     method, path = request
     pages: dict[str, Callable[[], Answer]] = {
-        "/health": lambda: _json(200, {"status": "ok", **health()}),
+        "/health": lambda: json_answer(200, {"status": "ok", **health()}),
         "/ready": lambda: _ready(*ready()),
         "/metrics": lambda: Answer(200, METRICS_TYPE, metrics().encode()),
     }
     page = pages.get(path)
     if page is None:
-        return _problem(404)
+        return problem(404)
     if method not in ("GET", "HEAD"):
-        return _problem(405)
+        return problem(405)
     try:
         return page()
     except Exception:
         log.exception("a page failed", path=path)
-        return _problem(500)
+        return problem(500)
 
 
 def _ready(ready: bool, detail: Mapping[str, Any]) -> Answer:
-    return _json(200 if ready else 503, {"status": "ready" if ready else "not ready", **detail})
+    return json_answer(200 if ready else 503, {"status": "ready" if ready else "not ready", **detail})
 
 
-def _json(status: int, content: Mapping[str, Any]) -> Answer:
+def json_answer(status: int, content: Mapping[str, Any]) -> Answer:
+    """One JSON object."""
     return Answer(status, _JSON_TYPE, msgspec.json.encode(content) + b"\n")
 
 
-def _problem(status: int) -> Answer:
-    answer = _json(status, {"status": "error", "error": _REASONS[status]})
+def problem(status: int) -> Answer:
+    """A refusal in the status's own words."""
+    answer = json_answer(status, {"status": "error", "error": _REASONS[status]})
     return msgspec.structs.replace(answer, allow=status == 405)
 
 
@@ -121,11 +140,12 @@ def encode(answer: Answer, *, with_body: bool) -> bytes:
 
 @asynccontextmanager
 async def serving(
-    host: str, port: int, *, health: Health, ready: Ready, metrics: Metrics
+    host: str, port: int, *, health: Health, ready: Ready, metrics: Metrics, api: Api | None = None
 ) -> AsyncIterator[int]:
-    """Serve the three pages while the block runs; yields the port, chosen by the system when 0.
+    """Serve the pages while the block runs; yields the port, chosen by the system when 0.
 
-    Args: host: "::" serves IPv4 and IPv6; ready: (ready, what stands in the answer, such as reasons).
+    Args: host: "::" serves IPv4 and IPv6; ready: (ready, what stands in the answer, such as reasons);
+    api: answers what is below /api/, where there is one.
     Raises: PortInUse: another process listens there; SettingsInvalid: the host is not ours to bind.
     """
     connections: set[asyncio.Task[None]] = set()
@@ -138,7 +158,7 @@ async def serving(
             return
         connections.add(task)
         try:
-            await _serve_one(reader, writer, health, ready, metrics)
+            await _serve_one(reader, writer, lambda request: answer_to(request, health, ready, metrics), api)
         finally:
             connections.discard(task)
 
@@ -187,14 +207,17 @@ def _listen_everywhere(port: int) -> socket.socket:
 async def _serve_one(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    health: Health,
-    ready: Ready,
-    metrics: Metrics,
+    pages: Callable[[tuple[str, str] | int], Answer],
+    api: Api | None,
 ) -> None:
     try:
-        request = await _read_request(reader)
-        if request is not None:
-            answer = answer_to(request, health, ready, metrics)
+        head = await _read_head(reader)
+        if head is not None:
+            request = parse_request_line(head) if isinstance(head, bytes) else head
+            if isinstance(request, int) or isinstance(head, int) or api is None or not _is_api(request):
+                answer = pages(request)
+            else:
+                answer = await _answer_api(api, request, head, reader)
             is_head = not isinstance(request, int) and request[0] == "HEAD"
             writer.write(encode(answer, with_body=not is_head))
             async with asyncio.timeout(ANSWER_LIMIT_S):
@@ -205,18 +228,57 @@ async def _serve_one(
         await _close(writer)
 
 
-async def _read_request(reader: asyncio.StreamReader) -> tuple[str, str] | int | None:
-    """The request, the status that refuses it, or None when the client sent nothing."""
+def _is_api(request: tuple[str, str]) -> bool:
+    return request[1].startswith("/api/")
+
+
+async def _answer_api(
+    api: Api, request: tuple[str, str], head: bytes, reader: asyncio.StreamReader
+) -> Answer:
+    """Read the body, bounded in bytes and time, and ask. What raises is a 500, logged."""
+    headers = _headers(head)
+    length = headers.get("content-length", "0")
+    if not length.isdecimal():
+        return problem(400)
+    if int(length) > BODY_LIMIT_BYTES:
+        return problem(413)
     try:
         async with asyncio.timeout(HEAD_LIMIT_S):
-            head = await reader.readuntil(b"\r\n\r\n")
+            body = await reader.readexactly(int(length))
+    except asyncio.IncompleteReadError:
+        return problem(400)
+    except TimeoutError:
+        return problem(408)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    token = token.strip() if scheme.lower() == "bearer" else ""
+    try:
+        return await api(ApiRequest(request[0], request[1], token, body))
+    except Exception:
+        log.exception("a page failed", path=request[1])
+        return problem(500)
+
+
+def _headers(head: bytes) -> dict[str, str]:
+    """Header names in lower case to their values, the last of each name."""
+    found = {}
+    for line in head.split(b"\r\n")[1:]:
+        name, colon, value = line.decode("latin-1").partition(":")
+        if colon:
+            found[name.strip().lower()] = value.strip()
+    return found
+
+
+async def _read_head(reader: asyncio.StreamReader) -> bytes | int | None:
+    """The head, the status that refuses it, or None when the client sent nothing."""
+    try:
+        async with asyncio.timeout(HEAD_LIMIT_S):
+            return await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
         return 431
     except asyncio.IncompleteReadError as error:
         return 400 if error.partial else None
     except TimeoutError:
         return 408
-    return parse_request_line(head)
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

@@ -413,3 +413,33 @@ async def test_an_account_in_another_mode_is_refused_with_what_to_do(
     async with opened(venue) as exchange:
         with pytest.raises(RequestRejected, match=words):
             await exchange.prepare(["BTCUSDT"], "ISOLATED")
+
+
+async def test_the_order_counts_are_read_from_the_headers(venue: FakeVenue):
+    headers = {"X-MBX-ORDER-COUNT-10S": "9999", "X-MBX-ORDER-COUNT-1M": "9999"}
+    answered = order_answer()
+    answered.headers.update(headers)
+    venue.prepare(PLACE, answered)
+    async with opened(venue) as exchange:
+        await exchange.place(ENTRY)
+        with pytest.raises(VenueThrottled, match="kept for exits"):
+            await exchange.place(ENTRY)
+    assert len(venue.asked(PLACE)) == 1
+
+
+async def test_a_stop_is_still_sent_when_reads_are_throttled_and_nothing_when_banned(venue: FakeVenue):
+    answer = {"algoId": 8, "clientAlgoId": "stop-1", "symbol": "BTCUSDT", "side": "SELL", "createTime": 4}
+    venue.prepare("POST /fapi/v1/algoOrder", web.json_response(answer))
+    venue.prepare(PLACE, refusal(-1003, "Too many requests", 429))
+    async with opened(venue) as exchange:
+        with pytest.raises(VenueThrottled):
+            await exchange.place(ENTRY)
+        with pytest.raises(VenueThrottled):
+            await exchange.place(ENTRY)
+        await exchange.place(STOP)
+        venue.prepare("POST /fapi/v1/algoOrder", refusal(-1003, "banned", 418))
+        for _ in range(2):
+            with pytest.raises(VenueThrottled):
+                await exchange.place(STOP)
+    assert len(venue.asked(PLACE)) == 1
+    assert len(venue.asked("POST /fapi/v1/algoOrder")) == 2

@@ -289,6 +289,7 @@ async def test_an_expired_key_is_replaced_and_reported_as_a_gap(
         await venue.sockets[0].send_json({"e": "listenKeyExpired", "E": 1, "listenKey": "key-1"})
         async with asyncio.timeout(LIMIT_S):
             await gap.wait()
+        await venue.reached(2)
     assert venue.paths[1] == "/private/ws?listenKey=key-2"
 
 
@@ -302,5 +303,47 @@ async def test_the_key_is_kept_alive_and_replaced_when_the_venue_forgot_it(venue
             clock.advance_to(int(streams.KEEP_ALIVE_S * 1000))
             async with asyncio.timeout(LIMIT_S):
                 await gap.wait()
+            await venue.reached(2)
     assert venue.kept == ["PUT"]
     assert venue.paths[1] == "/private/ws?listenKey=key-2"
+
+
+async def test_a_lost_private_stream_is_a_gap_before_the_next_one_is_open(
+    venue: FakeStreams, exchange: BinanceExchange
+):
+    gaps: asyncio.Queue[int] = asyncio.Queue()
+    async with (
+        opened(venue) as exchange,
+        exchange.user_stream(lambda event: None, lambda: gaps.put_nowait(1)),
+    ):
+        venue.refuse_with = 503
+        await venue.sockets[0].close()
+        async with asyncio.timeout(LIMIT_S):
+            await gaps.get()
+        assert len(venue.sockets) == 1
+
+
+async def test_a_private_stream_that_delivers_nothing_is_a_fault_and_made_again(venue: FakeStreams):
+    """The venue takes the key and an order, and says nothing of it."""
+    gap = asyncio.Event()
+    async with opened(venue, request_limit_s=0.05) as exchange:
+        async with exchange.user_stream(lambda event: None, gap.set):
+            assert exchange._private is not None
+            exchange._private.expect(exchange._clock.monotonic_s())
+            async with asyncio.timeout(LIMIT_S):
+                await gap.wait()
+            await venue.reached(2)
+
+
+async def test_a_private_stream_that_told_of_the_order_is_left_alone(venue: FakeStreams):
+    events: asyncio.Queue[UserEvent] = asyncio.Queue(10)
+    async with opened(venue, request_limit_s=0.05) as exchange:
+        async with exchange.user_stream(events.put_nowait, lambda: pytest.fail("a gap")):
+            began_s = exchange._clock.monotonic_s()
+            await venue.sockets[0].send_json(ORDER_EVENT)
+            async with asyncio.timeout(LIMIT_S):
+                await events.get()
+            assert exchange._private is not None
+            exchange._private.expect(began_s)
+            await asyncio.sleep(0.1)
+            assert len(venue.sockets) == 1

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from service.clock import ScaledClock
@@ -175,12 +176,28 @@ async def test_a_position_is_opened_protected_and_seen_the_same_everywhere(excha
     assert (position.quantity, position.entry_price) == (quantity, fills[0].price)
     assert account.wallet_balance == 10_000 - fills[0].fee
     assert account.equity == account.wallet_balance + account.unrealised_pnl
-    await exchange.cancel(resting)
-    await exchange.cancel(resting)
+    assert await exchange.cancel(resting)
+    assert not await exchange.cancel(resting)
     assert await exchange.open_orders() == []
     cancelled = await exchange.order(resting)
     assert cancelled is not None
     assert cancelled[0].status is OrderStatus.CANCELLED
+
+
+async def test_executions_are_told_under_the_client_ids_of_their_orders(exchange: Exchange):
+    instrument, _, quantity = await subject(exchange)
+    began_ms = await exchange.server_time_ms()
+    first = await exchange.place(entry(instrument, quantity))
+    second = msgspec.structs.replace(
+        entry(instrument, quantity, "web_1"), side=Side.SELL, reduce_only=True, purpose=OrderPurpose.EXIT
+    )
+    await exchange.place(second)
+    fills = await exchange.executions(instrument.symbol, began_ms - 60_000)
+    assert {fill.client_order_id for fill in fills} == {"entry-1", "web_1"}
+    asked = await exchange.order(first)
+    assert asked is not None
+    assert [fill for fill in fills if fill.client_order_id == "entry-1"] == asked[1]
+    assert await exchange.executions(instrument.symbol, fills[-1].filled_ms + 1) == []
 
 
 async def test_a_stop_that_triggers_keeps_its_id_and_brings_its_fill(exchange: Exchange):

@@ -177,6 +177,7 @@ def report() -> MemoryReport:
         sampler,
         PerformanceMonitor(settings, WallClock()),
         workers=NoWorkers(),
+        shrink=lambda on: None,
         flush_early=lambda on: None,
         quiet=lambda on: None,
         stop=lambda reason: None,

@@ -1,13 +1,8 @@
-"""The executor and reconciliation against an in-memory venue that honours the Exchange port.
-
-Assumptions of the venue: market orders fill whole at the mark, fees are 0.05 %, events arrive in order
-and at once unless held back, a triggered conditional order fills at the mark.
-"""
+"""The executor and reconciliation against an in-memory venue: see `trading_desk`."""
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -21,14 +16,11 @@ from service.errors import (
     OrderRejected,
     RequestRejected,
     StateConflict,
-    VenueError,
     VenueUnavailable,
 )
 from service.records import (
-    Account,
     Adjustment,
     CloseReason,
-    Fill,
     Order,
     OrderPurpose,
     OrderRequest,
@@ -36,335 +28,33 @@ from service.records import (
     OrderType,
     Position,
     PositionSide,
-    Record,
     RefusalReason,
     Side,
-    Signal,
-    VenuePosition,
 )
 from service.settings import TradingSettings
-from service.store.sqlite import SqliteStore, open_sqlite
 from service.trading.executor import Executor
-from service.trading.ledger import Holding, Ledger, open_ledger
-from service.trading.orders import new_order
+from service.trading.ledger import Holding
 from service.trading.ranking import Refused
-from service.trading.reconcile import Reconciler
-from service.trading.sizing import Approved
-
-FEE = Decimal("0.0005")
-ZERO = Decimal(0)
-
-
-class Venue:
-    """One account in memory. `before[purpose]` runs on each place and may raise; `lose[purpose]` counts
-    answers that are lost after the effect; `silent` holds events back."""
-
-    def __init__(self) -> None:
-        self.mark = Decimal(100)
-        self.wallet = Decimal(1000)
-        self.held: dict[str, tuple[Decimal, Decimal]] = {}
-        self.orders: dict[str, Order] = {}
-        self.fills: list[Fill] = []
-        self.income: list[Adjustment] = []
-        self.sent: list[OrderRequest] = []
-        self.cancelled: list[str] = []
-        self.before: dict[OrderPurpose, list[VenueError]] = {}
-        self.lose: dict[OrderPurpose, int] = {}
-        self.silent = False
-        self.repeats = 1
-        self.forgetful = False
-        self.reachable = True
-        self.listener: Callable[[Order | Fill | Adjustment], None] = lambda event: None
-        self.known: Callable[[OrderRequest], object] = lambda request: None
-        self.time_ms = 10_000
-        self.numbers = itertools.count(1)
-        self.traded = asyncio.Event()
-
-    def emit(self, event: Order | Fill | Adjustment) -> None:
-        if not self.silent:
-            for _ in range(self.repeats):
-                self.listener(event)
-
-    def _now(self) -> int:
-        self.time_ms += 1
-        return self.time_ms
-
-    def _check(self) -> None:
-        if not self.reachable:
-            raise VenueUnavailable("out of reach")
-
-    async def set_leverage(self, symbol: str, leverage: int, margin_type: str) -> None:
-        self._check()
-
-    async def place(self, request: OrderRequest) -> Order:
-        self._check()
-        self.known(request)
-        self.sent.append(request)
-        failures = self.before.get(request.purpose)
-        if failures:
-            raise failures.pop(0)
-        if request.close_position and not self.held.get(request.symbol, (ZERO,))[0]:
-            raise OrderRejected("no position to close", code=-4509)
-        if request.reduce_only and not self.held.get(request.symbol, (ZERO,))[0]:
-            raise OrderRejected("ReduceOnly Order is rejected.", code=-2022)
-        order = msgspec.structs.replace(
-            new_order(request, self._now()),
-            venue_order_id=str(next(self.numbers)),
-            status=OrderStatus.OPEN,
-        )
-        self.orders[order.client_order_id] = order
-        self.emit(order)
-        if not request.type.conditional:
-            self.execute(order.client_order_id, request.quantity or ZERO)
-        if self.lose.get(request.purpose, 0):
-            self.lose[request.purpose] -= 1
-            raise OrderOutcomeUnknown("time-out", code=-1007)
-        return order
-
-    def execute(self, name: str, quantity: Decimal, client_id: str = "") -> None:
-        """Fill an order at the mark."""
-        order = self.orders[name]
-        self.trade(order.symbol, order.side, quantity, client_id or name, order.venue_order_id)
-        self.orders[name] = msgspec.structs.replace(
-            order,
-            status=OrderStatus.FILLED,
-            quantity=quantity,
-            filled_quantity=quantity,
-            average_price=self.mark,
-            updated_ms=self._now(),
-        )
-        self.emit(self.orders[name])
-
-    def trade(self, symbol: str, side: Side, quantity: Decimal, client_id: str, venue_id: str = "") -> None:
-        signed = quantity if side is Side.BUY else -quantity
-        amount, entry = self.held.get(symbol, (ZERO, ZERO))
-        realised = ZERO
-        if amount * signed < 0:
-            closing = min(abs(amount), abs(signed))
-            realised = closing * (self.mark - entry) * (1 if amount > 0 else -1)
-        elif amount + signed:
-            entry = (amount * entry + signed * self.mark) / (amount + signed)
-        fee = quantity * self.mark * FEE
-        self.wallet += realised - fee
-        if amount + signed:
-            self.held[symbol] = (amount + signed, entry)
-        else:
-            self.held.pop(symbol, None)
-        fill = Fill(
-            trade_id=str(len(self.fills) + 1),
-            client_order_id=client_id,
-            venue_order_id=venue_id,
-            symbol=symbol,
-            side=side,
-            price=self.mark,
-            quantity=quantity,
-            fee=fee,
-            fee_asset="USDT",
-            realised_pnl=realised,
-            maker=False,
-            filled_ms=self._now(),
-        )
-        self.fills.append(fill)
-        self.traded.set()
-        self.emit(fill)
-
-    def trigger(self, purpose: OrderPurpose, mark: str) -> None:
-        self.mark = Decimal(mark)
-        order = self.resting(purpose)[0]
-        self.orders[order.client_order_id] = msgspec.structs.replace(order, status=OrderStatus.TRIGGERED)
-        self.emit(self.orders[order.client_order_id])
-        self.execute(order.client_order_id, abs(self.held[order.symbol][0]))
-
-    def resting(self, purpose: OrderPurpose) -> list[Order]:
-        return [o for o in self.orders.values() if o.purpose is purpose and o.status is OrderStatus.OPEN]
-
-    async def cancel(self, order: Order) -> None:
-        self._check()
-        self.cancelled.append(order.client_order_id)
-        found = self.orders.get(order.client_order_id)
-        if found is not None and not found.status.final:
-            self.vanish(order.client_order_id)
-
-    def vanish(self, name: str) -> None:
-        self.orders[name] = msgspec.structs.replace(self.orders[name], status=OrderStatus.CANCELLED)
-        self.emit(self.orders[name])
-
-    async def order(self, order: Order) -> tuple[Order, list[Fill]] | None:
-        self._check()
-        found = self.orders.get(order.client_order_id)
-        if found is None or self.forgetful:
-            return None
-        return found, [f for f in self.fills if f.client_order_id == order.client_order_id]
-
-    async def open_orders(self) -> list[Order]:
-        self._check()
-        return [o for o in self.orders.values() if not o.status.final and o.type.conditional]
-
-    async def adjustments(self, since_ms: int) -> list[Adjustment]:
-        self._check()
-        return [a for a in self.income if a.at_ms >= since_ms]
-
-    async def account(self) -> Account:
-        self._check()
-        positions = tuple(
-            VenuePosition(
-                symbol=symbol,
-                quantity=quantity,
-                entry_price=entry,
-                mark_price=self.mark,
-                unrealised_pnl=quantity * (self.mark - entry),
-                liquidation_price=ZERO,
-                leverage=3,
-                updated_ms=self.time_ms,
-            )
-            for symbol, (quantity, entry) in self.held.items()
-        )
-        unrealised = sum((p.unrealised_pnl for p in positions), ZERO)
-        return Account(
-            wallet_balance=self.wallet,
-            unrealised_pnl=unrealised,
-            equity=self.wallet + unrealised,
-            available_balance=self.wallet,
-            positions=positions,
-            at_ms=self._now(),
-        )
-
-
-class Kept:
-    writable = True
-
-    def __init__(self) -> None:
-        self.records: list[tuple[str, Record]] = []
-
-    async def put(self, stream: str, record: Record) -> None:
-        self.records.append((stream, record))
-
-    def of(self, stream: str) -> list[Record]:
-        return [record for name, record in self.records if name == stream]
-
-
-class Counts:
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def record(self, operation: str, seconds: float) -> None: ...
-
-    def count(self, name: str, amount: int = 1) -> None:
-        self.counts[name] = self.counts.get(name, 0) + amount
-
-
-class Desk(msgspec.Struct, kw_only=True):
-    """All that a test touches."""
-
-    venue: Venue
-    executor: Executor
-    reconciler: Reconciler
-    store: SqliteStore
-    ledger: Ledger
-    archive: Kept
-    counts: Counts
-
-    async def closed(self) -> Position:
-        await quiet(self)
-        [position] = await self.store.closed_positions(10)
-        return position
-
-    async def equal(self) -> bool:
-        return self.ledger.compare(await self.venue.account()).difference == 0
-
-
-async def quiet(desk: Desk) -> None:
-    """Everything in flight has ended; unlike `settle`, entries stay allowed."""
-    async with asyncio.timeout(5):
-        while True:
-            await desk.executor.events_applied()
-            waiting = [*desk.executor._flights, *desk.executor._protector.background]
-            if not waiting:
-                return
-            await asyncio.wait(waiting)
-
-
-@asynccontextmanager
-async def desk_at(path: Path, venue: Venue, **settings: object) -> AsyncIterator[Desk]:
-    trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2), **settings)
-    archive, counts, clock = Kept(), Counts(), WallClock()
-    async with open_sqlite(path / "state") as store:
-        ledger, _ = await open_ledger(store, await venue.account(), counts)
-        executor = Executor(
-            venue,
-            store,
-            archive,
-            ledger,
-            clock,
-            trading,
-            counts,
-            ask_delays_s=(0, 0.001, 0.002),
-            retry_s=0.001,
-        )
-        venue.listener = executor.on_event
-        async with executor.running():
-            yield Desk(
-                venue=venue,
-                executor=executor,
-                reconciler=Reconciler(
-                    executor, venue, store, archive, ledger, clock, counts, interval_s=3600
-                ),
-                store=store,
-                ledger=ledger,
-                archive=archive,
-                counts=counts,
-            )
-            venue.listener = lambda event: None
+from tests.integration.trading_desk import (
+    FEE,
+    ZERO,
+    Desk,
+    Venue,
+    approved,
+    desk_at,
+    full_disk,
+    opened,
+    quiet,
+    refusal,
+    signal,
+    until,
+)
 
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     async with desk_at(tmp_path, Venue()) as opened:
         yield opened
-
-
-def signal(name: str = "s1", symbol: str = "AUSDT", side: PositionSide = PositionSide.LONG) -> Signal:
-    return Signal(
-        signal_id=name,
-        strategy="s",
-        symbol=symbol,
-        position_side=side,
-        candle_close_ms=0,
-        entry=100.0,
-        stop=100.0 - side.sign,
-        target=100.0 + 2 * side.sign,
-        atr=0.5,
-        confidence=0.6,
-        scores={},
-        features={},
-    )
-
-
-def approved(side: PositionSide = PositionSide.LONG) -> Approved:
-    return Approved(
-        quantity=Decimal(2),
-        leverage=4,
-        entry=Decimal(100),
-        stop=Decimal(100 - side.sign),
-        target=Decimal(100 + 2 * side.sign),
-        notional=Decimal(200),
-        margin=Decimal(50),
-        risk_amount=Decimal("2.2"),
-        equity=Decimal(1000),
-    )
-
-
-async def opened(desk: Desk) -> Position:
-    position = await desk.executor.open(signal(), approved())
-    assert isinstance(position, Position)
-    await quiet(desk)
-    [current] = desk.executor.positions()
-    return current
-
-
-def refusal(answer: Position | Refused) -> RefusalReason:
-    assert isinstance(answer, Refused)
-    return answer.reason
 
 
 async def test_an_entry_gets_its_stop_and_target_on_the_venue(desk: Desk):
@@ -474,6 +164,7 @@ async def test_an_entry_of_unknown_fate_keeps_its_symbol_busy_and_is_protected_o
 async def test_a_denied_order_is_not_given_up_while_something_is_held(desk: Desk):
     desk.venue.silent = True
     desk.venue.forgetful = True
+    desk.venue.amnesia = True
     desk.venue.lose = {OrderPurpose.ENTRY: 1}
     answer = await desk.executor.open(signal(), approved())
     assert refusal(answer) is RefusalReason.ORDER_UNKNOWN
@@ -518,12 +209,13 @@ async def test_a_rejected_stop_is_tried_again_then_with_the_other_working_type(d
     assert position.stop_order_id == stops[-1].client_order_id
 
 
-async def test_a_stop_that_cannot_be_placed_closes_the_position(desk: Desk):
-    desk.venue.before = {OrderPurpose.STOP: [OrderRejected("no", code=-4131) for _ in range(3)]}
-    await desk.executor.open(signal(), approved())
-    position = await desk.closed()
-    assert position.close_reason == "exit"
-    assert desk.venue.held == {}
+async def test_a_stop_that_cannot_be_placed_closes_the_position_when_time_is_up(tmp_path: Path):
+    async with desk_at(tmp_path, Venue(), unprotected_limit_s=0.05) as desk:
+        desk.venue.before = {OrderPurpose.STOP: [OrderRejected("no", code=-4131) for _ in range(1000)]}
+        await desk.executor.open(signal(), approved())
+        position = await desk.closed()
+        assert position.close_reason == "exit"
+        assert desk.venue.held == {}
 
 
 async def test_an_outage_after_the_entry_ends_in_a_stop_or_a_close(desk: Desk):
@@ -732,7 +424,7 @@ async def test_a_foreign_position_blocks_its_symbol_and_is_left_alone(tmp_path: 
 
 async def test_a_position_that_vanished_without_a_trace_is_closed_after_a_second_look(desk: Desk):
     await opened(desk)
-    desk.venue.silent = True
+    desk.venue.silent = desk.venue.amnesia = True
     desk.venue.mark = Decimal(101)
     desk.venue.trade("AUSDT", Side.SELL, Decimal(2), "web_1")
     await desk.reconciler.reconcile()
@@ -928,7 +620,7 @@ async def test_a_missed_loss_is_a_loss_and_no_withdrawal(tmp_path):
         venue = desk.venue
         deposits = desk.ledger.deposits
         await opened(desk)
-        venue.silent = True
+        venue.silent = venue.amnesia = True
         venue.mark = Decimal(30)
         venue.trade("AUSDT", Side.SELL, Decimal(2), "autoclose-1")
         venue.silent = False
@@ -957,16 +649,6 @@ async def test_refused_exits_leave_nothing_behind_in_memory(tmp_path):
         await quiet(desk)
         assert desk.executor._books.orders == {}
         assert desk.executor._books.changed == {}
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
-
-
-async def full_disk(*_args: object, **_kwargs: object) -> None:
-    raise DataDirectoryUnusable("No space left on device")
 
 
 async def test_a_stop_that_ends_while_the_target_is_being_placed_is_placed_again(desk, monkeypatch):

@@ -13,21 +13,24 @@ from service.exchange.binance import codec
 from service.exchange.binance.errors import Kind
 from service.exchange.binance.rest import Call, Transport, read
 from service.ports import Clock
+from service.reactions import Reaction
 from service.records import (
     Account,
     Adjustment,
     Bracket,
     Fill,
     Order,
+    OrderPurpose,
     OrderRequest,
     OrderStatus,
     OrderType,
 )
 
-NO_SUCH_ORDER = frozenset({-2011, -2013})
-MARGIN_TYPE_IS_SET = -4046
 INCOME_PAGE_ROWS = 1_000
 INCOME_PAGES = 100
+TRADE_PAGE_ROWS = 1_000
+TRADE_WINDOW_MS = 7 * 86_400_000 - 1  # the longest the venue answers for
+TRADES_KEPT_MS = 90 * 86_400_000
 
 ACCOUNT = Call("GET", "/fapi/v3/account", weight=5, signed=True, priority=True)
 POSITION_RISK = Call("GET", "/fapi/v3/positionRisk", weight=5, signed=True, priority=True)
@@ -38,6 +41,8 @@ SET_MARGIN_TYPE = Call("POST", "/fapi/v1/marginType", kind=Kind.WRITE, signed=Tr
 SET_LEVERAGE = Call("POST", "/fapi/v1/leverage", kind=Kind.WRITE, signed=True, priority=True)
 PLACE = Call("POST", "/fapi/v1/order", weight=0, kind=Kind.ORDER, signed=True)
 PLACE_ALGO = Call("POST", "/fapi/v1/algoOrder", weight=0, kind=Kind.ORDER, signed=True)
+PLACE_URGENT = msgspec.structs.replace(PLACE, priority=True)  # takes risk away: may use the reserve
+PLACE_ALGO_URGENT = msgspec.structs.replace(PLACE_ALGO, priority=True)
 CANCEL = Call("DELETE", "/fapi/v1/order", kind=Kind.WRITE, signed=True, priority=True)
 CANCEL_ALGO = Call("DELETE", "/fapi/v1/algoOrder", kind=Kind.WRITE, signed=True, priority=True)
 QUERY = Call("GET", "/fapi/v1/order", signed=True, priority=True)
@@ -95,17 +100,19 @@ class AccountCalls:
         try:
             await self._transport.send(SET_MARGIN_TYPE, {"symbol": symbol, "marginType": margin_type})
         except RequestRejected as error:
-            if error.code != MARGIN_TYPE_IS_SET:
+            if error.reaction is not Reaction.DONE:
                 raise
 
     async def place(self, request: OrderRequest) -> Order:
         """Send one order; see the port. The answer to a plain order never says what was filled."""
+        urgent = request.purpose is not OrderPurpose.ENTRY
         if request.type.conditional:
             body = await self._transport.send(
-                PLACE_ALGO, conditional_parameters(request, self._stop_working_type)
+                PLACE_ALGO_URGENT if urgent else PLACE_ALGO,
+                conditional_parameters(request, self._stop_working_type),
             )
         else:
-            body = await self._transport.send(PLACE, plain_parameters(request))
+            body = await self._transport.send(PLACE_URGENT if urgent else PLACE, plain_parameters(request))
         try:
             view: codec.AlgoView | codec.OrderView = (
                 codec.algo_view.decode(body) if request.type.conditional else codec.order_view.decode(body)
@@ -114,7 +121,7 @@ class AccountCalls:
             raise OrderOutcomeUnknown(str(error)) from None
         return _placed(request, view.record(), self._clock.now_ms())
 
-    async def cancel(self, order: Order) -> None:
+    async def cancel(self, order: Order) -> bool:
         """Cancel; see the port. Raises VenueUnavailable when no usable answer came: repeat it."""
         try:
             if order.type.conditional:
@@ -124,8 +131,10 @@ class AccountCalls:
                     CANCEL, {"symbol": order.symbol, "origClientOrderId": order.client_order_id}
                 )
         except RequestRejected as error:
-            if error.code not in NO_SUCH_ORDER:
+            if error.reaction is not Reaction.LOOK_FOR_ORDER:
                 raise
+            return False
+        return True
 
     async def order(self, order: Order) -> tuple[Order, list[Fill]] | None:
         """See the port. Right after a lost answer None proves nothing: ask again."""
@@ -136,7 +145,7 @@ class AccountCalls:
                 view = await self._plain(order.symbol, origClientOrderId=order.client_order_id)
                 found, venue_id = view.record(), str(view.order_id)
         except RequestRejected as error:
-            if error.code in NO_SUCH_ORDER:
+            if error.reaction is Reaction.LOOK_FOR_ORDER:
                 return None
             raise
         fills: list[Fill] = []
@@ -171,6 +180,44 @@ class AccountCalls:
         return await read(
             self._transport, TRADES, params, lambda body: codec.fills(body, order.client_order_id)
         )
+
+    async def executions(self, symbol: str, since_ms: int) -> list[Fill]:
+        """See the port."""
+        rows: dict[str, Fill] = {}
+        now_ms = self._clock.now_ms()
+        start_ms = max(since_ms, now_ms - TRADES_KEPT_MS)
+        while start_ms <= now_ms:
+            end_ms = start_ms + TRADE_WINDOW_MS
+            page = await self._executions(symbol, start_ms, end_ms)
+            rows.update((fill.trade_id, fill) for fill in page)
+            # Rows of one millisecond may be split over two pages: a full page's last one begins the next.
+            full = len(page) >= TRADE_PAGE_ROWS
+            start_ms = max(page[-1].filled_ms, start_ms + 1) if full else end_ms + 1
+        names = {
+            venue_id: await self._client_id(symbol, venue_id)
+            for venue_id in dict.fromkeys(fill.venue_order_id for fill in rows.values())
+        }
+        return [
+            msgspec.structs.replace(fill, client_order_id=names[fill.venue_order_id])
+            for fill in sorted(rows.values(), key=lambda fill: (fill.filled_ms, fill.trade_id))
+        ]
+
+    async def _executions(self, symbol: str, start_ms: int, end_ms: int) -> list[Fill]:
+        params = {
+            "symbol": symbol,
+            "startTime": str(start_ms),
+            "endTime": str(end_ms),
+            "limit": str(TRADE_PAGE_ROWS),
+        }
+        return await read(self._transport, TRADES, params, lambda body: codec.fills(body, ""))
+
+    async def _client_id(self, symbol: str, venue_id: str) -> str:
+        try:
+            return (await self._plain(symbol, orderId=venue_id)).client_order_id
+        except RequestRejected as error:
+            if error.reaction is not Reaction.LOOK_FOR_ORDER:
+                raise
+            return ""  # what was not filled is forgotten after 3 days, everything after 90
 
     async def open_orders(self) -> list[Order]:
         """All resting orders, conditional ones included."""

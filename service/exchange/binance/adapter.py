@@ -17,7 +17,16 @@ from service.exchange.binance.streams import (
     user_stream,
 )
 from service.ports import CandleRow, Clock, Recorder, UserEvent
-from service.records import TIMEFRAME_MS, CandleUpdate, FundingRate, Instrument, MarkPrice, Ticker
+from service.records import (
+    TIMEFRAME_MS,
+    CandleUpdate,
+    FundingRate,
+    Instrument,
+    MarkPrice,
+    Order,
+    OrderRequest,
+    Ticker,
+)
 from service.settings import ExchangeSettings
 
 MAX_CANDLES = 1_500
@@ -41,8 +50,11 @@ class BinanceExchange(AccountCalls):
         settings: ExchangeSettings,
         clock: Clock,
         stop_working_type: str,
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__(rest, clock, stop_working_type)
+        self._recorder = recorder
+        self._private: UserStream | None = None
         self._rest = rest
         self._settings = settings
 
@@ -128,7 +140,7 @@ class BinanceExchange(AccountCalls):
         on_candle: Callable[[CandleUpdate], None],
         on_gap: Callable[[Sequence[str]], None],
     ) -> AbstractAsyncContextManager[None]:
-        stream = CandleStream(self._settings, self._clock, timeframe, on_candle, on_gap)
+        stream = CandleStream(self._settings, self._clock, timeframe, on_candle, on_gap, self._silent)
         return candle_stream(stream, symbols, self._settings.request_limit_s)
 
     @asynccontextmanager
@@ -143,9 +155,25 @@ class BinanceExchange(AccountCalls):
                 on_event(event)
 
         keys = ListenKeys(create=self._new_key, keep_alive=self._keep_key)
-        stream = UserStream(self._settings, self._clock, keys, on_message, on_gap)
+        stream = UserStream(self._settings, self._clock, keys, on_message, on_gap, self._silent)
         async with user_stream(stream, self._settings.request_limit_s):
-            yield
+            self._private = stream
+            try:
+                yield
+            finally:
+                self._private = None
+
+    async def place(self, request: OrderRequest) -> Order:
+        """See the port. What the venue takes it must tell on the private stream as well."""
+        began_s = self._clock.monotonic_s()
+        order = await super().place(request)
+        if self._private is not None:
+            self._private.expect(began_s)
+        return order
+
+    def _silent(self) -> None:
+        if self._recorder is not None:
+            self._recorder.count("exchange.streams_silent")
 
     async def _new_key(self) -> str:
         return codec.listen_key.decode(await self._rest.send(NEW_KEY, {})).listen_key
@@ -181,4 +209,4 @@ async def open_binance(
     async with open_rest(settings, clock, api_key=api_key, api_secret=api_secret, recorder=recorder) as rest:
         await first_contact(rest)
         async with background("venue clock", rest.keep_offset()):
-            yield BinanceExchange(rest, settings, clock, stop_working_type)
+            yield BinanceExchange(rest, settings, clock, stop_working_type, recorder)

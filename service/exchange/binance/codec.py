@@ -540,6 +540,7 @@ class AlgoView(msgspec.Struct, frozen=True, rename="camel"):
             reason=self.reject_reason or "",
             created_ms=self.create_time,
             updated_ms=self.update_time or self.create_time,
+            became_order_id=self.became,
         )
 
 

@@ -1,4 +1,4 @@
-"""The venue's refusals as our errors: one table from code and status to what the caller should do."""
+"""The venue's refusals as our errors. What a code means stands in `service.reactions`; here its class."""
 
 import re
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from service.errors import (
     VenueThrottled,
     VenueUnavailable,
 )
+from service.reactions import REACTIONS, Reaction
 
 DEFAULT_SILENCE_MS = 60_000
 
@@ -36,32 +37,6 @@ class Refusal(msgspec.Struct, frozen=True):
     code: int = 0
     msg: str = ""
 
-
-class Reaction(Enum):
-    THROTTLED = "throttled"
-    UNAVAILABLE = "unavailable"  # the venue says that nothing was done
-    UNKNOWN = "unknown"  # the venue does not say what was done
-    CLOCK = "clock"
-    CREDENTIALS = "credentials"
-
-
-CODE_REACTIONS: dict[int, Reaction] = {
-    -1000: Reaction.UNKNOWN,  # unknown error while processing
-    -1001: Reaction.UNKNOWN,  # internal disconnect
-    -1002: Reaction.CREDENTIALS,  # not authorised
-    -1003: Reaction.THROTTLED,  # request weight
-    -1006: Reaction.UNKNOWN,  # unexpected response from the message bus
-    -1007: Reaction.UNKNOWN,  # time-out at the backend
-    -1008: Reaction.UNAVAILABLE,  # system-level protection
-    -1015: Reaction.THROTTLED,  # order count
-    -1021: Reaction.CLOCK,
-    -1022: Reaction.CREDENTIALS,  # signature
-    -2014: Reaction.CREDENTIALS,  # key format
-    -2015: Reaction.CREDENTIALS,  # key, address or permission
-    -4116: Reaction.UNKNOWN,  # duplicate client order id: an earlier send of it landed
-    -5028: Reaction.CLOCK,
-}
-"""Codes with a reaction of their own. Any other code is a refusal: OrderRejected or RequestRejected."""
 
 STATUS_REACTIONS: dict[int, Reaction] = {
     401: Reaction.CREDENTIALS,
@@ -95,7 +70,7 @@ def error_for(
         return VenueClockSkew(message, code=code, status=status)
     if reaction is Reaction.CREDENTIALS:
         return VenueCredentials(message, code=code, status=status)
-    if reaction is Reaction.UNAVAILABLE or (reaction is Reaction.UNKNOWN and kind is not Kind.ORDER):
+    if reaction is Reaction.NOT_DONE or (reaction is Reaction.UNKNOWN and kind is not Kind.ORDER):
         return VenueUnavailable(message, code=code, status=status)
     if reaction is Reaction.UNKNOWN:
         return OrderOutcomeUnknown(message, code=code, status=status)
@@ -116,12 +91,12 @@ def refusal_of(body: bytes) -> Refusal:
 
 
 def _reaction(status: int, code: int, text: str) -> Reaction | None:
-    if code in CODE_REACTIONS:
-        return CODE_REACTIONS[code]
+    if code in REACTIONS:
+        return REACTIONS[code]
     if status in (418, 429):
         return Reaction.THROTTLED
     if status == 503 and text.strip().lower().startswith("service unavailable"):
-        return Reaction.UNAVAILABLE  # the venue's words for "failed"; its "Unknown error" means unknown
+        return Reaction.NOT_DONE  # the venue's words for "failed"; its "Unknown error" means unknown
     if status >= 500:
         return Reaction.UNKNOWN
     return STATUS_REACTIONS.get(status) if code == 0 else None

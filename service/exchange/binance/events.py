@@ -85,6 +85,12 @@ class _AlgoPart(msgspec.Struct, frozen=True):
     trigger_price: str | None = field(name="tp", default=None)
     reason: str | None = field(name="rm", default=None)
 
+    @property
+    def became(self) -> str:
+        """Venue id of the order it became, "" before the trigger."""
+        text = str(self.order_id or "")
+        return "" if text == "0" else text
+
 
 class _BalancePart(msgspec.Struct, frozen=True):
     asset: str = field(name="a")
@@ -181,6 +187,7 @@ class UserEvents:
             reason=part.status if status in (OrderStatus.EXPIRED, OrderStatus.REJECTED) else "",
             created_ms=part.at_ms,
             updated_ms=part.at_ms,
+            became_order_id=str(part.order_id) if conditional else "",
         )
 
     def _algo_events(self, part: _AlgoPart, at_ms: int) -> list[UserEvent]:
@@ -216,14 +223,15 @@ class UserEvents:
                 reason=(part.reason or "") if status in (OrderStatus.REJECTED, OrderStatus.EXPIRED) else "",
                 created_ms=at_ms,
                 updated_ms=at_ms,
+                became_order_id=part.became,
             )
         )
         return events
 
     def _claim(self, part: _AlgoPart) -> list[Fill]:
         """Learn which order it became, and repeat under our id the fills that came before we knew."""
-        order_id = str(part.order_id or "")
-        if order_id in ("", "0") or order_id in self._became:
+        order_id = part.became
+        if not order_id or order_id in self._became:
             return []
         _remember(self._became, order_id, part.client_id, REMEMBERED_ORDERS)
         early = [key for key in self._unclaimed if key[0] == order_id]

@@ -4,7 +4,7 @@ Windows are fixed: they begin on whole minutes (or ten seconds) of venue time. T
 whole address, so its own count, read from each answer's headers, overrides ours when it is higher.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from service.errors import VenueThrottled
 from service.exchange.binance.codec import RateLimit
@@ -17,6 +17,8 @@ DEFAULT_ORDERS_PER_MINUTE = 1_200
 DEFAULT_ORDERS_PER_TEN_SECONDS = 300
 WINDOW_MARGIN_MS = 100
 """Waited beyond a window's end, since our idea of the venue's time is that uncertain."""
+LONGEST_ENTRY_WAIT_MS = 2_000
+"""Later than this an entry is no longer the one that was decided."""
 LONGEST_WAIT_MS = 120_000
 """A read waits for a ban that ends sooner; a longer one is the caller's to know."""
 
@@ -63,7 +65,11 @@ class Window:
 
 
 class WeightBudget:
-    """Who may send now. Reads leave `reserve_fraction` of the weight to orders and exits."""
+    """Who may send now: one for the whole process.
+
+    Reads leave `reserve_fraction` of the weight to orders, and entries leave as much of the order counts
+    to stops and exits.
+    """
 
     def __init__(self, clock: Clock, reserve_fraction: float) -> None:
         self._clock = clock
@@ -74,6 +80,7 @@ class WeightBudget:
             Window(TEN_SECONDS_MS, DEFAULT_ORDERS_PER_TEN_SECONDS),
         )
         self._silent_until_ms = 0
+        self._banned_until_ms = 0
 
     @property
     def used(self) -> int:
@@ -94,19 +101,28 @@ class WeightBudget:
                 if window.length_ms == length_ms and limit.limit > 0:
                     window.limit = limit.limit
 
-    async def take(self, weight: int, *, priority: bool = False) -> None:
+    async def take(self, weight: int, *, priority: bool = False, urgent: bool = False) -> None:
         """Wait for room, then count `weight`. Priority may use the reserve.
 
         Raises VenueThrottled when the venue has asked for silence: at once for priority, for a read
-        when it lasts too long to wait.
+        when it lasts too long to wait. Urgent is what takes risk away, at no weight: only a ban stops it.
         """
-        while until_ms := self._weight_wait_ms(weight, priority):
+        while until_ms := self._weight_wait_ms(weight, priority, urgent):
             await self._clock.sleep_until(until_ms)
         self._weight.add(weight, self._clock.now_ms())
 
-    async def take_order(self) -> None:
-        """Wait for room in the order counts, then count one order. Raises VenueThrottled."""
-        while until_ms := self._order_wait_ms():
+    async def take_order(self, *, urgent: bool = False) -> None:
+        """Wait for room in the order counts, then count one order.
+
+        The reserve is left to urgent orders: stops, targets and exits. Raises VenueThrottled when the venue
+        asked for silence, and where an order that opens would have to wait longer than a moment.
+        """
+        while until_ms := self._order_wait_ms(urgent):
+            if not urgent and until_ms - self._clock.now_ms() > LONGEST_ENTRY_WAIT_MS:
+                raise VenueThrottled(
+                    "too many orders were sent, the rest is kept for exits; nothing was sent",
+                    retry_at_ms=until_ms,
+                )
             await self._clock.sleep_until(until_ms)
         now_ms = self._clock.now_ms()
         for window in self._orders:
@@ -116,24 +132,33 @@ class WeightBudget:
         """Take over the venue's count from the answer to a request sent at `asked_ms`."""
         self._weight.observe(used_weight, asked_ms, self._clock.now_ms())
 
-    def silence_until(self, at_ms: int) -> None:
-        """The venue asked for silence."""
-        self._silent_until_ms = max(self._silent_until_ms, at_ms)
+    def observe_orders(self, counts: Mapping[int, int], asked_ms: int) -> None:
+        """Take over the venue's order counts. Args: counts: window length in ms to orders sent in it."""
+        for window in self._orders:
+            if window.length_ms in counts:
+                window.observe(counts[window.length_ms], asked_ms, self._clock.now_ms())
 
-    def _weight_wait_ms(self, weight: int, priority: bool) -> int:
+    def silence_until(self, at_ms: int, *, banned: bool = True) -> None:
+        """The venue asked for silence. Args: banned: nothing at all may be sent until then."""
+        self._silent_until_ms = max(self._silent_until_ms, at_ms)
+        if banned:
+            self._banned_until_ms = max(self._banned_until_ms, at_ms)
+
+    def _weight_wait_ms(self, weight: int, priority: bool, urgent: bool) -> int:
         now_ms = self._clock.now_ms()
-        if now_ms < self._silent_until_ms:
+        if now_ms < (self._banned_until_ms if urgent else self._silent_until_ms):
             if priority or self._silent_until_ms - now_ms > LONGEST_WAIT_MS:
                 raise self._silence()
             return self._silent_until_ms
         share = 1.0 if priority else 1.0 - self._reserve_fraction
-        return self._weight.wait_until_ms(weight, int(self._weight.limit * share), now_ms)
+        return self._weight.wait_until_ms(weight, int(self._weight.limit * share), now_ms) if weight else 0
 
-    def _order_wait_ms(self) -> int:
+    def _order_wait_ms(self, urgent: bool) -> int:
         now_ms = self._clock.now_ms()
-        if now_ms < self._silent_until_ms:
+        if now_ms < (self._banned_until_ms if urgent else self._silent_until_ms):
             raise self._silence()
-        return max(window.wait_until_ms(1, window.limit, now_ms) for window in self._orders)
+        share = 1.0 if urgent else 1.0 - self._reserve_fraction
+        return max(window.wait_until_ms(1, int(window.limit * share), now_ms) for window in self._orders)
 
     def _silence(self) -> VenueThrottled:
         return VenueThrottled(

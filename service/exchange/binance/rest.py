@@ -43,6 +43,8 @@ CONNECTIONS = 32
 CONNECT_LIMIT_S = 5.0
 OFFSET_EVERY_S = 3_600.0
 LARGEST_RECV_WINDOW_MS = 60_000
+BANNED = 418
+ORDER_COUNTS = {"X-MBX-ORDER-COUNT-10S": 10_000, "X-MBX-ORDER-COUNT-1M": 60_000}
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -54,7 +56,7 @@ class Call(msgspec.Struct, frozen=True):
     kind: Kind = Kind.READ
     signed: bool = False
     key: bool = False  # the key's header without a signature
-    priority: bool = False  # may use the weight reserved for orders and exits
+    priority: bool = False  # may use what is reserved: weight for orders, order counts for stops and exits
 
     @property
     def name(self) -> str:
@@ -169,9 +171,11 @@ class RestClient:
         return await self._send_once(call, params)
 
     async def _send_once(self, call: Call, params: Mapping[str, str]) -> bytes:
-        if call.kind is Kind.ORDER:
-            await self.budget.take_order()
-        await self.budget.take(call.weight, priority=call.priority or call.kind is Kind.ORDER)
+        ordering = call.kind is Kind.ORDER
+        urgent = ordering and call.priority
+        if ordering:
+            await self.budget.take_order(urgent=urgent)
+        await self.budget.take(call.weight, priority=call.priority or ordering, urgent=urgent)
         asked_ms, began_s = self._clock.now_ms(), self._clock.monotonic_s()
         url = self._url(call, params)
         headers = {"X-MBX-APIKEY": self._api_key} if call.signed or call.key else {}
@@ -199,7 +203,7 @@ class RestClient:
             now_ms=self._clock.now_ms(),
         )
         if isinstance(error_met, VenueThrottled):
-            self.budget.silence_until(error_met.retry_at_ms)
+            self.budget.silence_until(error_met.retry_at_ms, banned=status == BANNED)
             log.warning("throttled by the venue", endpoint=call.name, retry_at_ms=error_met.retry_at_ms)
         raise error_met
 
@@ -215,6 +219,13 @@ class RestClient:
         used = headers.get("X-MBX-USED-WEIGHT-1M", "")
         if used.isdigit():
             self.budget.observe(int(used), asked_ms)
+        counts = {
+            length_ms: int(text)
+            for name, length_ms in ORDER_COUNTS.items()
+            if (text := headers.get(name, "")).isdigit()
+        }
+        if counts:
+            self.budget.observe_orders(counts, asked_ms)
 
     def _count(self, name: str) -> None:
         if self._recorder:

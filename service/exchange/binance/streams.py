@@ -184,12 +184,17 @@ async def connect(url: str, on_text: Callable[[Link, bytes], None], clock: Clock
     return link
 
 
+def nothing() -> None:
+    """Nobody asked to be told."""
+
+
 class Supervisor:
     """Keeps one link alive until cancelled.
 
     Args: dial: opens a link, subscriptions included, or raises VenueError.
     on_gap: called when messages may have been missed. silence_limit_s: wall seconds without a
-    message after which a link counts as dead, None where silence is normal.
+    message after which a link counts as dead, None where silence is normal. on_lost: called as a link is
+    lost, long before the next one is open; on_silence: it acknowledged and then delivered nothing.
     """
 
     def __init__(
@@ -201,7 +206,11 @@ class Supervisor:
         *,
         silence_limit_s: float | None,
         renew_after_s: float,
+        on_lost: Callable[[], None] = nothing,
+        on_silence: Callable[[], None] = nothing,
     ) -> None:
+        self._on_lost = on_lost
+        self._on_silence = on_silence
         self._name = name
         self._dial = dial
         self._on_gap = on_gap
@@ -240,6 +249,7 @@ class Supervisor:
                 self._on_gap()
             began_s = self._clock.monotonic_s()
             await self._hold(link)
+            self._on_lost()
             self._missed = True
             self.reconnects += 1
             # A link that is lost at once must not be redialled in a tight loop.
@@ -258,6 +268,7 @@ class Supervisor:
                         stream=self._name,
                         silent_s=round(now_s - link.heard_s, 1),
                     )
+                    self._on_silence()
                     return
                 if now_s >= renew_at_s:
                     link, renew_at_s = await self._renew(link)
@@ -307,9 +318,11 @@ class CandleStream:
         timeframe: str,
         on_candle: Callable[[CandleUpdate], None],
         on_gap: Callable[[Sequence[str]], None],
+        on_silence: Callable[[], None] = nothing,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._on_silence = on_silence
         self._timeframe = timeframe
         self._on_candle = on_candle
         self._on_gap = on_gap
@@ -328,6 +341,7 @@ class CandleStream:
             self._clock,
             silence_limit_s=self._settings.silence_limit_s,
             renew_after_s=self._settings.renew_after_s,
+            on_silence=self._on_silence,
         )
 
     async def _dial(self, symbols: Sequence[str]) -> Link:
@@ -406,9 +420,13 @@ class UserStream:
         keys: ListenKeys,
         on_message: Callable[[bytes], None],
         on_gap: Callable[[], None],
+        on_silence: Callable[[], None] = nothing,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._on_silence = on_silence
+        self._expected_s: float | None = None  # since when something must have been told
+        self._expecting = asyncio.Event()
         self._keys = keys
         self._on_message = on_message
         self._link: Link | None = None
@@ -418,8 +436,9 @@ class UserStream:
             self._dial,
             on_gap,
             clock,
-            silence_limit_s=None,  # no trade, no message: only pings tell a dead peer
+            silence_limit_s=None,  # no trade, no message: pings tell a dead peer, `expect` a mute one
             renew_after_s=settings.renew_after_s,
+            on_lost=on_gap,
         )
 
     async def _dial(self) -> Link:
@@ -433,6 +452,27 @@ class UserStream:
             self._on_message(body)
         except DECODE_ERRORS as error:
             self.undecodable.add(body, error)
+
+    def expect(self, since_s: float) -> None:
+        """The venue accepted something after `since_s` (monotonic) that it must tell here."""
+        if self._expected_s is None:
+            self._expected_s = since_s
+            self._expecting.set()
+
+    async def watch(self) -> None:
+        """A stream that takes our key and delivers nothing is a fault: dial again. Until cancelled."""
+        while True:
+            await self._expecting.wait()
+            self._expecting.clear()
+            await asyncio.sleep(self._settings.request_limit_s)
+            expected_s, self._expected_s = self._expected_s, None
+            link = self._link
+            if expected_s is None or link is None or link.closed.is_set():
+                continue
+            if link.heard_s < expected_s:
+                log.error("private stream delivers nothing, reconnecting", since_s=round(expected_s, 1))
+                self._on_silence()
+                self.reconnect()
 
     def reconnect(self) -> None:
         """The key is no longer valid: dial again with a new one."""
@@ -458,6 +498,6 @@ class UserStream:
 @asynccontextmanager
 async def user_stream(stream: UserStream, limit_s: float) -> AsyncIterator[None]:
     """Run the private stream while the block runs; entered once it is open, or after `limit_s`."""
-    async with background("user stream", stream.supervisor.run(), stream.keep_alive()):
+    async with background("user stream", stream.supervisor.run(), stream.keep_alive(), stream.watch()):
         await _opened([stream.supervisor], limit_s)
         yield

@@ -1,5 +1,6 @@
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from service.records import Position, PositionSide, RefusalReason
@@ -30,6 +31,7 @@ def closed(realised: str, fees: str = "0", funding: str = "0") -> Position:
         margin=Decimal(10),
         opened_ms=1,
         closed_ms=2,
+        exit_price=Decimal(1),
         realised_pnl=Decimal(realised),
         fees=Decimal(fees),
         funding=Decimal(funding),
@@ -94,3 +96,9 @@ def test_statistics_are_net_of_fees_and_funding_on_notional():
 
 def test_no_trades_are_no_statistics():
     assert trade_statistics([]).trades == 0
+
+
+def test_a_position_whose_result_is_not_known_and_a_foreign_one_count_for_nothing():
+    vanished = msgspec.structs.replace(closed("0", "1"), exit_price=Decimal(0))
+    foreign = msgspec.structs.replace(closed("-50"), signal_id="foreign:adopt:X:1")
+    assert trade_statistics([vanished, foreign, closed("6")]) == trade_statistics([closed("6")])

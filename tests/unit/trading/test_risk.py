@@ -65,9 +65,12 @@ def test_a_calm_account_lets_a_signal_pass():
         (with_(entries_off="archive unwritable"), RefusalReason.ENTRIES_OFF, ("archive unwritable",)),
         (with_(equity=None), RefusalReason.BALANCE_UNKNOWN, ()),
         (with_(available_balance=None), RefusalReason.BALANCE_UNKNOWN, ()),
-        (with_(marks=marks(final_stopped=True)), RefusalReason.FINAL_STOP, ("0.3",)),
+        (
+            with_(halt=Refused(reason=RefusalReason.FINAL_STOP, detail="drawdown 0.31, limit 0.3")),
+            RefusalReason.FINAL_STOP,
+            ("0.31", "0.3"),
+        ),
         (with_(marks=marks(peak=1250.0)), RefusalReason.DRAWDOWN_BREAKER, ("0.2000", "0.2")),
-        (with_(marks=marks(day_stopped=True)), RefusalReason.DAILY_LOSS, ("0.15",)),
         (with_(marks=marks(day_start=1040.0)), RefusalReason.CAUTION, ("0.0385", "0.03")),
         (with_(stale_symbols=frozenset({"AUSDT"})), RefusalReason.STALE_DATA, ()),
         (with_(held_symbols=frozenset({"AUSDT"})), RefusalReason.SYMBOL_HELD, ()),
@@ -103,26 +106,17 @@ def test_five_losses_are_not_yet_caution():
     assert assess(SIGNAL, context, LIMITS) is None
 
 
-def test_the_days_loss_stops_until_the_next_utc_day_even_when_equity_recovers():
+def test_a_new_utc_day_begins_at_the_equity_of_then():
     start = opening_marks(1000.0, 1000.0, 5)
-    fallen = marks_after(start, 850.0, 1000.0, DAY_MS - 2, LIMITS.risk)
-    recovered = marks_after(fallen, 1000.0, 1000.0, DAY_MS - 1, LIMITS.risk)
-    next_day = marks_after(recovered, 1000.0, 1000.0, DAY_MS, LIMITS.risk)
-    assert [m.day_stopped for m in (start, fallen, recovered, next_day)] == [False, True, True, False]
-
-
-def test_the_final_stop_stays_latched_over_days_and_recovery():
-    marks_now = opening_marks(1000.0, 1000.0, 0)
-    marks_now = marks_after(marks_now, 700.0, 1000.0, 1, LIMITS.risk)
-    marks_now = marks_after(marks_now, 2000.0, 1000.0, 9 * DAY_MS, LIMITS.risk)
-    assert marks_now.final_stopped
+    fallen = marks_after(start, 850.0, 1000.0, DAY_MS - 1)
+    next_day = marks_after(fallen, 840.0, 1000.0, DAY_MS)
+    assert [(m.day, m.day_start) for m in (start, fallen, next_day)] == [(0, 1000), (0, 1000), (1, 840)]
 
 
 def test_a_withdrawal_is_no_loss_and_a_deposit_no_peak():
     start = opening_marks(1000.0, 1000.0, 0)
-    withdrawn = marks_after(start, 600.0, 600.0, 1, LIMITS.risk)
-    paid_in = marks_after(withdrawn, 1600.0, 1600.0, 2, LIMITS.risk)
-    assert not withdrawn.final_stopped
+    withdrawn = marks_after(start, 600.0, 600.0, 1)
+    paid_in = marks_after(withdrawn, 1600.0, 1600.0, 2)
     assert (withdrawn.peak, withdrawn.day_start) == (600.0, 600.0)
     assert (paid_in.peak, paid_in.day_start) == (1600.0, 1600.0)
 
@@ -130,7 +124,7 @@ def test_a_withdrawal_is_no_loss_and_a_deposit_no_peak():
 def test_the_peak_rises_and_never_falls():
     now = opening_marks(100.0, 100.0, 0)
     for equity in (120.0, 90.0, 110.0):
-        now = marks_after(now, equity, 100.0, 1, LIMITS.risk)
+        now = marks_after(now, equity, 100.0, 1)
     assert now.peak == 120.0
 
 

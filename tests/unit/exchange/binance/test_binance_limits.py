@@ -75,16 +75,54 @@ async def test_a_request_heavier_than_its_share_passes_in_an_empty_window():
     assert made.used == 30
 
 
-async def test_orders_wait_for_the_ten_second_count():
-    clock = ManualClock(0)
+def order_budget(clock: ManualClock, limit: int = 4) -> WeightBudget:
     made = WeightBudget(clock, 0.25)
-    made.set_limits([RateLimit(kind="ORDERS", interval="SECOND", interval_count=10, limit=2)])
-    await made.take_order()
-    await made.take_order()
-    third = asyncio.create_task(made.take_order())
-    assert await waits(third)
+    made.set_limits([RateLimit(kind="ORDERS", interval="SECOND", interval_count=10, limit=limit)])
+    return made
+
+
+async def test_entries_leave_the_reserve_of_the_order_counts_to_exits():
+    clock = ManualClock(9_000)
+    made = order_budget(clock)
+    for _ in range(3):
+        await made.take_order()
+    entry = asyncio.create_task(made.take_order())
+    assert await waits(entry)
+    await made.take_order(urgent=True)
+    exit_ = asyncio.create_task(made.take_order(urgent=True))
+    assert await waits(exit_)
     clock.advance_to(10_000 + WINDOW_MARGIN_MS)
-    await third
+    await entry
+    await exit_
+
+
+async def test_an_entry_that_would_wait_too_long_is_not_sent_and_an_exit_waits():
+    clock = ManualClock(0)
+    made = order_budget(clock)
+    for _ in range(3):
+        await made.take_order()
+    with pytest.raises(VenueThrottled) as raised:
+        await made.take_order()
+    assert raised.value.retry_at_ms == 10_000 + WINDOW_MARGIN_MS
+
+
+async def test_the_venues_own_order_counts_win_when_they_are_higher():
+    made = order_budget(ManualClock(0))
+    made.observe_orders({10_000: 4, 60_000: 4}, asked_ms=0)
+    with pytest.raises(VenueThrottled):
+        await made.take_order()
+
+
+async def test_what_takes_risk_away_is_sent_during_a_silence_but_not_during_a_ban():
+    made = order_budget(ManualClock(0))
+    made.silence_until(30_000, banned=False)
+    with pytest.raises(VenueThrottled):
+        await made.take_order()
+    await made.take_order(urgent=True)
+    await made.take(0, priority=True, urgent=True)
+    made.silence_until(40_000, banned=True)
+    with pytest.raises(VenueThrottled):
+        await made.take_order(urgent=True)
 
 
 async def test_a_short_silence_is_waited_out_by_reads_and_refuses_orders_at_once():

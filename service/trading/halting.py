@@ -1,0 +1,286 @@
+"""The kill switch at work: kept in the store, looked at all the time, obeyed at once.
+
+What it allows is asked in two places: before a signal is decided, and at the seam where an order leaves.
+A store that cannot be written delays its latch and never its effect.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import structlog
+
+from service.errors import DataDirectoryUnusable
+from service.ports import Clock, Recorder, StateStore
+from service.records import CloseReason, OrderPurpose, OrderStatus, Position
+from service.settings import KillSettings, RiskSettings
+from service.trading.bookkeeping import CONTRADICTIONS
+from service.trading.equity import MARKS, EquityWatch
+from service.trading.executor import Executor
+from service.trading.foreign import is_guest
+from service.trading.killswitch import (
+    Level,
+    Readings,
+    Switch,
+    Trip,
+    effect,
+    looked,
+    losses_in_a_row,
+    resumed,
+    tripped,
+)
+from service.trading.ranking import Refused
+
+log = structlog.get_logger("trading.killswitch")
+
+KEY = "kill_switch"
+LOOK_EVERY_S = 1.0
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What the rules ask of parts outside trading; each answers at once."""
+
+    stale_fraction: Callable[[], float] = lambda: 0.0
+    clock_offset_ms: Callable[[], float] = lambda: 0.0
+    memory_critical: Callable[[], bool] = lambda: False
+
+
+class KillSwitch:
+    """Tripped by hand or by rule, lifted by hand. `open` it before anything is sent."""
+
+    def __init__(
+        self,
+        store: StateStore,
+        equity: EquityWatch,
+        clock: Clock,
+        recorder: Recorder,
+        kill: KillSettings,
+        risk: RiskSettings,
+        surroundings: Surroundings,
+    ) -> None:
+        self._store = store
+        self._equity = equity
+        self._clock = clock
+        self._recorder = recorder
+        self._kill = kill
+        self._risk = risk
+        self._surroundings = surroundings
+        self._executor: Executor | None = None
+        self._unsaved = False
+        self._stale_since_s: float | None = None
+        self._losses = (-1, 0)  # positions closed when counted, and losses in a row then
+        self._news = asyncio.Event()
+        self.switch = Switch()
+
+    async def open(self) -> None:
+        """Take up the latch of earlier runs. One that cannot be read stays tripped: it may have been."""
+        self.switch = await read_switch(self._store, self._clock.now_ms())
+        if self.switch.trips:
+            log.error("kill switch is tripped since an earlier run", why=self.switch.words)
+
+    @property
+    def words(self) -> str:
+        """Why nothing may be opened, or ''."""
+        return self.switch.words
+
+    @property
+    def level(self) -> Level | None:
+        return self.switch.level
+
+    def refusal(self) -> Refused | None:
+        """The answer to a signal while it is tripped."""
+        return self.switch.refusal()
+
+    @asynccontextmanager
+    async def running(self, executor: Executor) -> AsyncIterator[None]:
+        """Look and obey while the block runs."""
+        async with asyncio.TaskGroup() as tasks:
+            loop = tasks.create_task(self._run(executor), name="trading.killswitch")
+            try:
+                yield
+            finally:
+                loop.cancel()
+
+    async def _run(self, executor: Executor) -> None:
+        while True:
+            await self.look(executor)
+            if self.level in (Level.REDUCE_ONLY, Level.FLATTEN):
+                await self._cancel_entries(executor)
+            if self.level is Level.FLATTEN:
+                await self._flatten(executor)
+            self._news.clear()
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._news.wait()
+            except TimeoutError:
+                pass  # time for the next look
+
+    async def look(self, executor: Executor) -> None:
+        """Read the values, trip what reached its limit, drop what is over, keep it all."""
+        self._executor = executor
+        readings = await self._readings(executor)
+        after = looked(self.switch, readings, self._kill, self._risk, self._clock.now_ms())
+        if after != self.switch:
+            await self._change(after)
+        elif self._unsaved:
+            await self._save()
+
+    async def _readings(self, executor: Executor) -> Readings:
+        account, (errors, orders) = self._equity.account, executor.order_errors()
+        stale_fraction = self._surroundings.stale_fraction()
+        now_s = self._clock.monotonic_s()
+        if stale_fraction <= self._kill.stale_fraction:
+            self._stale_since_s = None
+        elif self._stale_since_s is None:
+            self._stale_since_s = now_s
+        return Readings(
+            equity=float(account.equity) if account else None,
+            marks=self._equity.marks,
+            losses_in_a_row=await self._losses_in_a_row(executor),
+            orders=orders,
+            order_errors=errors,
+            stale_fraction=stale_fraction,
+            stale_s=0.0 if self._stale_since_s is None else now_s - self._stale_since_s,
+            unprotected_s=max((seconds for _, seconds in executor.unprotected()), default=0.0),
+            clock_offset_ms=self._surroundings.clock_offset_ms(),
+            memory_critical=self._surroundings.memory_critical(),
+        )
+
+    async def _losses_in_a_row(self, executor: Executor) -> int:
+        closed, losses = self._losses
+        if closed != executor.closed_count:
+            closed = executor.closed_count
+            try:
+                history = await self._store.closed_positions(max(self._kill.loss_streak, 1))
+            except DataDirectoryUnusable:
+                return losses
+            losses = losses_in_a_row(history, self.switch.resumed_ms)
+            self._losses = (closed, losses)
+        return losses
+
+    async def trip(self, level: Level, reason: str, by: str) -> dict[str, Any]:
+        """By hand. Returns what `state` says."""
+        await self._change(tripped(self.switch, level, reason, by, self._clock.now_ms()))
+        return self.state()
+
+    async def resume(self, reason: str, by: str) -> dict[str, Any]:
+        """Lift it, all of it. Losses are measured from now on. Returns what `state` says."""
+        about_loss = any(trip.rule.about_loss for trip in self.switch.trips)
+        log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words or "not tripped")
+        self._losses = (-1, 0)
+        if self._executor is not None:
+            self._executor.forget_order_errors()
+        await self._change(resumed(self.switch, reason, by, self._clock.now_ms()))
+        if about_loss:
+            try:
+                await self._equity.rebase()
+            except DataDirectoryUnusable as error:
+                log.error("the new start of losses could not be written", error=str(error))
+        return self.state()
+
+    def state(self) -> dict[str, Any]:
+        """For a person: the level, each trip with its value and limit, and the last resume."""
+        return described(self.switch)
+
+    async def _change(self, after: Switch) -> None:
+        before, self.switch = self.switch, after
+        self._news.set()
+        positions = self._executor.positions() if self._executor else ()
+        for trip in after.trips:
+            if trip not in before.trips:
+                self._recorder.count(f"kill.{trip.rule.value}")
+                tell_trip(trip, positions)
+        for trip in before.trips:
+            if trip.rule not in {other.rule for other in after.trips}:
+                log.warning("kill switch trip is over", rule=trip.rule, level=trip.level, was=trip.words)
+        await self._save()
+
+    async def _save(self) -> None:
+        try:
+            await write_switch(self._store, self.switch)
+            self._unsaved = False
+        except DataDirectoryUnusable as error:
+            self._unsaved = True
+            log.error("the kill switch could not be written down, it holds all the same", error=str(error))
+
+    async def _cancel_entries(self, executor: Executor) -> None:
+        """Nothing that adds to a position may rest."""
+        for order in executor.working_orders():
+            resting = order.status in (OrderStatus.OPEN, OrderStatus.PARTLY_FILLED)
+            if order.purpose is OrderPurpose.ENTRY and resting:
+                await executor.cancel(order)
+
+    async def _flatten(self, executor: Executor) -> None:
+        """Close every position of ours; what could not be closed is tried again at the next look."""
+        positions = [p for p in executor.positions() if not is_guest(p)]
+        if not positions:
+            return
+        log.error("flattening", symbols=[p.symbol for p in positions])
+        async with asyncio.TaskGroup() as tasks:
+            for position in positions:
+                tasks.create_task(self._close(executor, position), name=f"flatten.{position.symbol}")
+
+    async def _close(self, executor: Executor, position: Position) -> None:
+        try:
+            closed = await executor.close(position, CloseReason.EXIT)
+        except DataDirectoryUnusable as error:
+            log.error("not closed yet", symbol=position.symbol, error=str(error))
+            return
+        except CONTRADICTIONS as error:
+            executor.quarantine(position.symbol, error)
+            return
+        if not closed:
+            log.error("not closed yet, trying again", symbol=position.symbol)
+
+
+def tell_trip(trip: Trip, positions: tuple[Position, ...]) -> None:
+    log.error(
+        "kill switch tripped",
+        rule=trip.rule,
+        level=trip.level,
+        value=round(trip.value, 6),
+        limit=trip.limit,
+        why=trip.words,
+        by=trip.by,
+        effect=effect(trip.level, positions),
+    )
+
+
+def described(switch: Switch) -> dict[str, Any]:
+    """The switch as plain values."""
+    return {
+        "level": switch.level.value if switch.level else "free",
+        "trips": msgspec.to_builtins(switch.trips),
+        "resumed": {
+            "at_ms": switch.resumed_ms,
+            "by": switch.resumed_by,
+            "reason": switch.resumed_reason,
+        },
+    }
+
+
+async def read_switch(store: StateStore, now_ms: int) -> Switch:
+    """As the store has it; unreadable, it is tripped."""
+    text = await store.get_value(KEY)
+    if not text:
+        return Switch()
+    try:
+        return msgspec.json.decode(text, type=Switch)
+    except msgspec.MsgspecError as error:
+        return tripped(Switch(), Level.NO_ENTRIES, f"its record cannot be read: {error}", "store", now_ms)
+
+
+async def write_switch(store: StateStore, switch: Switch) -> None:
+    await store.set_value(KEY, msgspec.json.encode(switch).decode())
+
+
+async def lift(store: StateStore, reason: str, by: str, now_ms: int) -> Switch:
+    """Resume while no daemon runs: the next one measures losses anew."""
+    before = await read_switch(store, now_ms)
+    after = resumed(before, reason, by, now_ms)
+    await write_switch(store, after)
+    if any(trip.rule.about_loss for trip in before.trips):
+        await store.set_value(MARKS, "")
+    return after

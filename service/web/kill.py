@@ -1,0 +1,50 @@
+"""The kill switch over HTTP, for those who know the token (PERPD_API_TOKEN); without one it is not there.
+
+GET /api/v1/kill shows it. POST /api/v1/stop-entries, reduce-only, flatten and resume act on it, with a JSON
+object {"reason": "..."} as body; resume needs one. Every request carries `Authorization: Bearer TOKEN`.
+"""
+
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from service.monitor.control import BadQuestion
+from service.web.server import Answer, Api, ApiRequest, json_answer, problem
+
+ROOT = "/api/v1/"
+ACTIONS = {
+    "stop-entries": "no_entries",
+    "reduce-only": "reduce_only",
+    "flatten": "flatten",
+    "resume": "resume",
+}
+Ask = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+"""Answers the same questions as the control socket."""
+
+
+class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    reason: str = ""
+
+
+def kill_api(token: str, ask: Ask) -> Api:
+    """The pages below /api/v1/. Args: token: not empty."""
+
+    async def answer(request: ApiRequest) -> Answer:
+        if not hmac.compare_digest(request.token.encode(), token.encode()):
+            return problem(401)
+        name = request.path.removeprefix(ROOT)
+        if name == "kill" and request.method in ("GET", "HEAD"):
+            return json_answer(200, await ask({"do": "show"}))
+        action = ACTIONS.get(name)
+        if action is None or request.method != "POST":
+            return problem(404)
+        try:
+            reason = msgspec.json.decode(request.body or b"{}", type=_Body).reason
+            question = {"do": action, "reason": reason, "by": "HTTP API"}
+            return json_answer(200, await ask(question))
+        except (msgspec.MsgspecError, BadQuestion) as error:
+            return json_answer(400, {"status": "error", "error": str(error)})
+
+    return answer

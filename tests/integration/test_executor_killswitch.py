@@ -1,0 +1,273 @@
+"""The kill switch at work on an in-memory venue, over its control socket, and as commands."""
+
+import argparse
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.clock import WallClock
+from service.errors import OrderRejected, VenueUnavailable
+from service.monitor.by_hand import answer_by_hand
+from service.monitor.control import BadQuestion, controlling
+from service.records import OrderPurpose, Position, RefusalReason
+from service.settings import KillSettings, RiskSettings, RunSettings, Settings
+from service.store.sqlite import open_sqlite
+from service.trading import halting
+from service.trading.equity import MARKS, EquityWatch
+from service.trading.halting import KEY, KillSwitch, Surroundings, read_switch
+from service.trading.kill_command import run
+from service.trading.killswitch import Level, Rule
+from tests.integration.trading_desk import (
+    Desk,
+    Venue,
+    approved,
+    desk_at,
+    full_disk,
+    opened,
+    quiet,
+    refusal,
+    signal,
+    until,
+)
+
+
+class Halted(msgspec.Struct, kw_only=True):
+    desk: Desk
+    kill: KillSwitch
+    equity: EquityWatch
+
+
+@asynccontextmanager
+async def halting_at(
+    path: Path, venue: Venue, kill: KillSettings | None = None, **words: object
+) -> AsyncIterator[Halted]:
+    known: list[KillSwitch] = []
+    async with desk_at(path, venue, halted=lambda: known[0].words if known else "") as desk:
+        equity = EquityWatch(venue, desk.store, desk.ledger, WallClock(), desk.counts)
+        await equity.open()
+        switch = KillSwitch(
+            desk.store,
+            equity,
+            WallClock(),
+            desk.counts,
+            kill or KillSettings(),
+            RiskSettings(),
+            Surroundings(**words),
+        )
+        await switch.open()
+        known.append(switch)
+        yield Halted(desk=desk, kill=switch, equity=equity)
+
+
+@pytest.fixture
+async def halted(tmp_path: Path) -> AsyncIterator[Halted]:
+    async with halting_at(tmp_path, Venue()) as found:
+        yield found
+
+
+async def by_hand(halted: Halted, action: str, reason: str = "because"):
+    return await answer_by_hand(halted.kill, {"do": action, "reason": reason, "by": "test"})
+
+
+@pytest.mark.parametrize("level", list(Level))
+async def test_no_level_lets_an_entry_through_and_all_survive_a_restart(tmp_path: Path, level: Level):
+    venue = Venue()
+    async with halting_at(tmp_path, venue) as before:
+        await by_hand(before, level.value)
+        assert refusal(await before.desk.executor.open(signal(), approved())) is RefusalReason.ENTRIES_OFF
+    async with halting_at(tmp_path, venue) as after:
+        assert after.kill.level is level
+        assert "because" in after.kill.words
+        assert refusal(await after.desk.executor.open(signal(), approved())) is RefusalReason.ENTRIES_OFF
+        await by_hand(after, "resume", "it is over")
+        assert isinstance(await after.desk.executor.open(signal(), approved()), Position)
+    async with halting_at(tmp_path, venue) as third:
+        assert third.kill.words == ""
+        assert third.kill.switch.resumed_reason == "it is over"
+    assert len([r for r in venue.sent if r.purpose is OrderPurpose.ENTRY]) == 1
+
+
+async def test_an_entry_that_is_about_to_leave_is_stopped_at_the_seam(halted: Halted):
+    leverage = halted.desk.venue.set_leverage
+
+    async def tripped_meanwhile(*words: object) -> None:
+        await leverage(*words)
+        await by_hand(halted, "no_entries")
+
+    halted.desk.venue.set_leverage = tripped_meanwhile
+    answer = await halted.desk.executor.open(signal(), approved())
+    assert refusal(answer) is RefusalReason.ORDER_REJECTED
+    assert "kill switch" in answer.detail
+    assert halted.desk.venue.sent == []
+    assert halted.desk.executor.held_symbols() == frozenset()
+
+
+async def test_reduce_only_keeps_positions_and_their_stops(halted: Halted):
+    await opened(halted.desk)
+    async with halted.kill.running(halted.desk.executor):
+        await by_hand(halted, "reduce_only")
+        await halted.kill.look(halted.desk.executor)
+        await quiet(halted.desk)
+    assert len(halted.desk.executor.positions()) == 1
+    assert len(await halted.desk.venue.open_orders()) == 2
+
+
+async def test_flatten_closes_everything_and_stays_tripped(halted: Halted, monkeypatch):
+    monkeypatch.setattr(halting, "LOOK_EVERY_S", 0.01)
+    desk = halted.desk
+    await opened(desk)
+    await desk.executor.open(signal("s2", "BUSDT"), approved())
+    desk.venue.before = {OrderPurpose.EXIT: [VenueUnavailable("away"), OrderRejected("no", code=-2010)]}
+    async with halted.kill.running(desk.executor):
+        await by_hand(halted, "flatten")
+        await until(lambda: not desk.executor.positions())
+        await quiet(desk)
+    assert desk.venue.held == {}
+    assert await desk.venue.open_orders() == []
+    assert halted.kill.level is Level.FLATTEN
+    assert {p.close_reason for p in await desk.store.closed_positions(9)} == {"exit"}
+    assert await desk.equal()
+
+
+async def test_losses_with_open_positions_trip_it_and_resuming_measures_anew(halted: Halted):
+    desk = halted.desk
+    await halted.equity.look()
+    await opened(desk)
+    desk.venue.mark = Decimal(10)  # 180 of 1,000 are lost, unrealised
+    await halted.equity.look()
+    await halted.kill.look(desk.executor)
+    [trip] = halted.kill.switch.trips
+    assert (trip.rule, trip.limit) == (Rule.DAY_LOSS, 0.15)
+    assert 0.17 < trip.value < 0.19
+    refused = halted.kill.refusal()
+    assert refused is not None
+    assert refused.reason is RefusalReason.DAILY_LOSS
+    await by_hand(halted, "resume")
+    await halted.equity.look()
+    await halted.kill.look(desk.executor)
+    assert halted.kill.words == ""
+
+
+async def test_failing_orders_trip_it(tmp_path: Path):
+    async with halting_at(tmp_path, Venue(), KillSettings(order_window=4)) as halted:
+        desk = halted.desk
+        desk.venue.before = {OrderPurpose.ENTRY: [OrderRejected("no", code=-2010)] * 20}
+        for n in range(20):
+            await desk.executor.open(signal(f"s{n}"), approved())
+        await halted.kill.look(desk.executor)
+        assert [trip.rule for trip in halted.kill.switch.trips] == [Rule.ORDER_ERRORS]
+        await by_hand(halted, "resume")
+        await halted.kill.look(desk.executor)
+        assert halted.kill.words == ""
+
+
+async def test_losses_in_a_row_trip_it(tmp_path: Path):
+    async with halting_at(tmp_path, Venue(), KillSettings(loss_streak=2)) as halted:
+        desk = halted.desk
+        for n in range(2):
+            await desk.executor.open(signal(f"s{n}"), approved())
+            await quiet(desk)
+            desk.venue.trigger(OrderPurpose.STOP, "99")
+            await quiet(desk)
+            desk.venue.mark = Decimal(100)
+            await halted.kill.look(desk.executor)
+        assert [trip.rule for trip in halted.kill.switch.trips] == [Rule.LOSS_STREAK]
+        await by_hand(halted, "resume")
+        await halted.kill.look(desk.executor)
+        assert halted.kill.words == ""
+
+
+async def test_stale_data_must_last_before_it_trips(tmp_path: Path):
+    stale = 0.9
+    kill = KillSettings(stale_s=0.05)
+    async with halting_at(tmp_path, Venue(), kill, stale_fraction=lambda: stale) as halted:
+        executor = halted.desk.executor
+        await halted.kill.look(executor)
+        stale = 0.1
+        await halted.kill.look(executor)
+        stale = 0.9
+        await halted.kill.look(executor)
+        assert halted.kill.words == ""
+        await asyncio.sleep(0.06)
+        await halted.kill.look(executor)
+        assert [trip.rule for trip in halted.kill.switch.trips] == [Rule.STALE_DATA]
+
+
+async def test_clock_and_memory_are_asked_of_their_owners(tmp_path: Path):
+    words = {"clock_offset_ms": lambda: 31_000.0, "memory_critical": lambda: True}
+    async with halting_at(tmp_path, Venue(), **words) as halted:
+        await halted.kill.look(halted.desk.executor)
+        assert {trip.rule for trip in halted.kill.switch.trips} == {Rule.CLOCK_OFFSET, Rule.MEMORY}
+
+
+async def test_a_full_disk_delays_the_latch_and_not_the_effect(halted: Halted, monkeypatch):
+    monkeypatch.setattr(halted.desk.store, "set_value", full_disk)
+    await by_hand(halted, "no_entries")
+    assert refusal(await halted.desk.executor.open(signal(), approved())) is RefusalReason.ENTRIES_OFF
+    monkeypatch.undo()
+    assert (await read_switch(halted.desk.store, 1)).trips == ()
+    await halted.kill.look(halted.desk.executor)
+    assert (await read_switch(halted.desk.store, 1)).level is Level.NO_ENTRIES
+
+
+async def test_a_record_that_cannot_be_read_stays_tripped(halted: Halted):
+    await halted.desk.store.set_value(KEY, "{broken")
+    await halted.kill.open()
+    assert halted.kill.level is Level.NO_ENTRIES
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({"do": "resume"}, "reason"),
+        ({"do": "resume", "reason": "  "}, "reason"),
+        ({"do": "explode"}, "do is"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_in_words(halted: Halted, question, words):
+    with pytest.raises(BadQuestion, match=words):
+        await answer_by_hand(halted.kill, question)
+
+
+def command(path: Path, action: str, reason: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
+    settings = Settings(run=RunSettings(data_dir=str(path)))
+    code = run(settings, argparse.Namespace(reason=reason, json=True), action)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    return code, json.loads(printed[-1])
+
+
+def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
+    code, state = command(tmp_path, "flatten", "holiday", capsys)
+    assert (code, state["level"]) == (0, "flatten")
+    assert "none runs" in state["daemon"]
+
+    async def stored() -> tuple[Level | None, str | None]:
+        async with open_sqlite(tmp_path / "state.sqlite3") as store:
+            return (await read_switch(store, 1)).level, await store.get_value(MARKS)
+
+    assert asyncio.run(stored())[0] is Level.FLATTEN
+    code, state = command(tmp_path, "resume", "", capsys)
+    assert (code, state["level"]) == (64, "flatten")
+    code, state = command(tmp_path, "resume", "back", capsys)
+    assert (code, state["level"], state["resumed"]["reason"]) == (0, "free", "back")
+    assert asyncio.run(stored())[0] is None
+
+
+async def test_with_a_daemon_the_commands_ask_it(halted: Halted, tmp_path: Path, capsys):
+    async def answer(question):
+        return await answer_by_hand(halted.kill, question)
+
+    directory = tmp_path / "running"
+    directory.mkdir()
+    async with controlling(directory, {"kill": answer}):
+        code, state = await asyncio.to_thread(command, directory, "no_entries", "news", capsys)
+    assert (code, state["level"]) == (0, "no_entries")
+    assert "daemon" not in state
+    assert halted.kill.level is Level.NO_ENTRIES
+    assert not (directory / "state.sqlite3").exists()

@@ -1,0 +1,277 @@
+"""Our books and the venue's, compared: what was missed, what is foreign, what cannot be written."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.clock import WallClock
+from service.errors import DataDirectoryUnusable, OrderRejected, StateConflict
+from service.records import Adjustment, OrderPurpose, OrderStatus, Position, RefusalReason, Side
+from service.trading import reconcile
+from service.trading.orders import client_order_id
+from tests.integration.trading_desk import (
+    RULES,
+    ZERO,
+    Desk,
+    Venue,
+    approved,
+    desk_at,
+    full_disk,
+    opened,
+    quiet,
+    refusal,
+    signal,
+    until,
+)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk_at(tmp_path, Venue()) as opened:
+        yield opened
+
+
+async def test_after_a_gap_nothing_is_opened_until_a_reconciliation_is_complete(desk: Desk):
+    desk.executor.on_gap()
+    answer = await desk.executor.open(signal(), approved())
+    assert refusal(answer) is RefusalReason.ENTRIES_OFF
+    looked, go_on = asyncio.Event(), asyncio.Event()
+    account = desk.venue.account
+
+    async def slow():
+        looked.set()
+        await go_on.wait()
+        return await account()
+
+    desk.venue.account = slow
+    passing = asyncio.create_task(desk.reconciler.reconcile())
+    await looked.wait()
+    desk.executor.on_gap()  # a second gap, while the first is looked at
+    go_on.set()
+    await passing
+    assert refusal(await desk.executor.open(signal(), approved())) is RefusalReason.ENTRIES_OFF
+    await desk.reconciler.reconcile()
+    assert isinstance(await desk.executor.open(signal(), approved()), Position)
+
+
+@pytest.mark.parametrize(
+    ("client_id", "reason"),
+    [("web_1", "manual"), ("autoclose-7", "liquidation"), ("adl_autoclose", "adl"), ("", "manual")],
+)
+async def test_a_close_that_nobody_heard_of_is_booked_with_its_result_and_reason(desk, client_id, reason):
+    await opened(desk)
+    desk.venue.silent = True
+    desk.venue.mark = Decimal(101)
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(2), client_id)
+    await desk.reconciler.reconcile()
+    position = await desk.closed()
+    assert (position.close_reason, position.realised_pnl, position.exit_price) == (reason, 2, 101)
+    assert await desk.equal()
+    assert desk.archive.of("adjustments") == []
+
+
+async def test_funding_that_is_learned_after_the_close_belongs_to_the_closed_position(desk: Desk):
+    await opened(desk)
+    paid_ms = desk.venue.time_ms
+    desk.venue.trigger(OrderPurpose.TARGET, "102")
+    await desk.closed()
+    desk.venue.wallet -= 1
+    paid = Adjustment(
+        adjustment_id="7", kind="funding", symbol="AUSDT", amount=Decimal(-1), reason="", at_ms=paid_ms
+    )
+    desk.venue.income.append(paid)
+    await desk.reconciler.reconcile()
+    assert (await desk.closed()).funding == -1
+    assert await desk.equal()
+
+
+async def test_a_foreign_close_that_nobody_heard_of_is_booked(tmp_path: Path):
+    venue = Venue()
+    venue.time_ms = WallClock().now_ms()
+    venue.trade("FUSDT", Side.SELL, Decimal(3), "web_1")
+    async with desk_at(tmp_path, venue) as desk:
+        await desk.reconciler.reconcile()
+        venue.silent = True
+        venue.mark = Decimal(90)
+        venue.trade("FUSDT", Side.BUY, Decimal(3), "web_2")
+        await desk.reconciler.reconcile()
+        assert await desk.equal()
+        assert desk.ledger.totals["realised_pnl"] == 30
+        assert desk.archive.of("adjustments") == []
+
+
+async def test_a_foreign_symbol_stays_blocked_while_it_moves(tmp_path: Path):
+    venue = Venue()
+    venue.trade("FUSDT", Side.SELL, Decimal(3), "web_1")
+    async with desk_at(tmp_path, venue) as desk:
+        await desk.reconciler.reconcile()
+        account = venue.account
+
+        async def traded_meanwhile():
+            seen = await account()
+            venue.trade("FUSDT", Side.SELL, Decimal(1), "web_2")
+            return seen
+
+        venue.account = traded_meanwhile
+        await desk.reconciler.reconcile()
+        assert "FUSDT" in desk.executor.blocked_symbols()
+
+
+async def test_a_correction_waits_for_a_moment_in_which_nothing_is_booked(desk: Desk):
+    await opened(desk)
+    await desk.executor.open(signal("s2", "BUSDT"), approved())
+    await quiet(desk)
+    desk.venue.silent = desk.venue.amnesia = True
+    desk.venue.mark = Decimal(101)
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(2), "web_1")
+    await desk.reconciler.reconcile()
+    desk.venue.silent = desk.venue.amnesia = False
+    account, calls = desk.venue.account, 0
+
+    async def older_than_a_fill():
+        nonlocal calls
+        calls += 1
+        seen = await account()
+        if calls == 2:  # the snapshot that the correction is made from
+            desk.venue.trade("BUSDT", Side.SELL, Decimal(1), "web_2")
+        return seen
+
+    desk.venue.account = older_than_a_fill
+    desk.venue.amnesia = True
+    await desk.reconciler.reconcile()
+    await quiet(desk)
+    assert calls >= 3
+    assert await desk.equal()
+    assert {p.symbol for p in desk.executor.positions()} == {"BUSDT"}
+
+
+async def test_on_a_full_disk_a_missing_stop_is_still_found(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    position = await opened(desk)
+    monkeypatch.setattr(reconcile, "EVENTS_LIMIT_S", 0.02)
+    for name in ("save_adjustment", "save_order", "save_position", "save_fill"):
+        monkeypatch.setattr(desk.store, name, full_disk)
+    desk.executor.on_event(
+        Adjustment(adjustment_id="x", kind="transfer", symbol="", amount=Decimal(1), reason="", at_ms=99_000)
+    )
+    await until(lambda: desk.executor.store_failing)
+    del desk.venue.orders[position.stop_order_id]
+    await desk.reconciler.reconcile()
+    await until(lambda: desk.venue.resting(OrderPurpose.STOP))
+    assert desk.counts.counts["reconcile.stops_only"] == 1
+
+
+async def test_a_record_that_no_archive_takes_ends_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    put = desk.archive.put
+
+    async def picky(stream, record):
+        if stream == "orders":
+            raise ValueError("cannot be written as JSON")
+        await put(stream, record)
+
+    monkeypatch.setattr(desk.archive, "put", picky)
+    await opened(desk)
+    assert await desk.executor.settle(5)
+    assert desk.counts.counts["trading.records_discarded"] >= 3
+    assert len(desk.archive.of("fills")) == 1
+
+
+async def test_what_cannot_be_booked_in_a_pass_quarantines_its_symbol_only(desk, monkeypatch):
+    await opened(desk)
+    await desk.executor.open(signal("s2", "BUSDT"), approved())
+    await quiet(desk)
+    desk.venue.silent = True
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(2), "web_1")
+    desk.venue.trade("BUSDT", Side.SELL, Decimal(2), "web_2")
+    written = desk.store.save_fill
+
+    async def conflict(fill, **words):
+        if fill.symbol == "AUSDT":
+            raise StateConflict("booked otherwise")
+        return await written(fill, **words)
+
+    monkeypatch.setattr(desk.store, "save_fill", conflict)
+    await desk.reconciler.reconcile()
+    assert set(desk.executor.blocked_symbols()) == {"AUSDT"}
+    assert (await desk.closed()).symbol == "BUSDT"
+
+
+async def test_an_orphan_stop_that_our_books_do_not_know_is_cancelled_once_seen_twice(desk: Desk):
+    await opened(desk)
+    [stop] = desk.venue.resting(OrderPurpose.STOP)
+    name = client_order_id("lost", "stop", 0)
+    desk.venue.orders[name] = msgspec.structs.replace(
+        stop, client_order_id=name, symbol="ZUSDT", venue_order_id="91", status=OrderStatus.OPEN
+    )
+    await desk.reconciler.reconcile()
+    assert desk.venue.orders[name].status is OrderStatus.OPEN
+    await desk.reconciler.reconcile()
+    assert desk.venue.orders[name].status is OrderStatus.CANCELLED
+    assert len(desk.venue.resting(OrderPurpose.STOP)) == 1
+    await desk.reconciler.reconcile()
+    assert desk.executor.blocked_symbols() == {}
+
+
+@pytest.mark.parametrize("policy", ["adopt", "protect"])
+async def test_a_foreign_position_is_taken_over_with_a_stop_once_seen_twice(tmp_path: Path, policy: str):
+    venue = Venue()
+    venue.trade("FUSDT", Side.SELL, Decimal(3), "web_1")
+    async with desk_at(tmp_path, venue, instrument_of=lambda symbol: RULES, foreign=policy) as desk:
+        await desk.reconciler.reconcile()
+        assert venue.sent == []
+        await desk.reconciler.reconcile()
+        await quiet(desk)
+        [stop] = venue.sent
+        assert (stop.symbol, stop.side, stop.trigger_price) == ("FUSDT", Side.BUY, Decimal(105))
+        [position] = desk.executor.positions()
+        assert position.protected_ms > 0
+        assert desk.executor.blocked_symbols() == {}
+        await desk.reconciler.reconcile()
+        assert len(venue.sent) == 1
+        venue.mark = Decimal(95)
+        venue.trade("FUSDT", Side.BUY, Decimal(3), "web_2")
+        closed = await desk.closed()
+        assert (closed.close_reason, closed.realised_pnl) == ("manual", 15)
+        assert await venue.open_orders() == []
+        assert await desk.equal()
+
+
+async def test_a_foreign_position_that_has_a_stop_is_left_alone(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue, foreign="protect") as desk:
+        await opened(desk)
+        [stop] = venue.resting(OrderPurpose.STOP)
+        venue.orders["web_9"] = msgspec.structs.replace(
+            stop, client_order_id="web_9", symbol="FUSDT", venue_order_id="91"
+        )
+        venue.trade("FUSDT", Side.BUY, Decimal(3), "web_1")
+        sent = len(venue.sent)
+        for _ in range(3):
+            await desk.reconciler.reconcile()
+        assert len(venue.sent) == sent
+        assert "FUSDT" in desk.executor.blocked_symbols()
+
+
+async def test_a_guest_is_never_closed_because_its_stop_cannot_be_placed(tmp_path: Path):
+    venue = Venue()
+    venue.trade("FUSDT", Side.BUY, Decimal(3), "web_1")
+    venue.before = {OrderPurpose.STOP: [OrderRejected("no", code=-2010) for _ in range(12)]}
+    async with desk_at(tmp_path, venue, foreign="protect", unprotected_limit_s=0.0001) as desk:
+        for _ in range(2):
+            await desk.reconciler.reconcile()
+        await until(lambda: venue.resting(OrderPurpose.STOP))
+        assert venue.held["FUSDT"][0] == 3
+        assert not [r for r in venue.sent if r.purpose is OrderPurpose.EXIT]
+
+
+async def test_an_unreadable_store_at_the_start_of_a_pass_concludes_nothing(desk: Desk, monkeypatch):
+    await opened(desk)
+    monkeypatch.setattr(desk.store, "get_value", full_disk)
+    with pytest.raises(DataDirectoryUnusable):
+        await desk.reconciler.reconcile()
+    monkeypatch.undo()
+    assert len(desk.executor.positions()) == 1
+    assert desk.venue.held["AUSDT"][0] > ZERO
