@@ -6,7 +6,7 @@ from types import ModuleType
 
 from service.errors import EXIT_OK, SettingsInvalid
 
-NAMES = ("cycle", "features", "imports", "archive", "dataset", "soak", "loop")
+NAMES = ("cycle", "features", "imports", "archive", "dataset", "soak", "loop", "orders")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,7 @@ BOUNDS = {
     "cycles": (3, 10_000_000),
     "seconds": (1, 86_400),
     "seed": (0, 2**31),
+    "positions": (1, 600),
 }
 
 

@@ -43,11 +43,13 @@ class Observed(NamedTuple):
     said: dict[str, int]  # warnings and errors of its log, by message
 
 
-def observe(settings: Mapping[str, Any], *, every: int, pipe: int | None = None) -> Observed:
+def observe(
+    settings: Mapping[str, Any], *, every: int, pipe: int | None = None, orders: bool = False
+) -> Observed:
     """Run the daemon until its last cycle and read what was seen.
 
     Args: settings: `section.key` to value, on top of the defaults; every: cycles between two samples;
-    pipe: the heartbeat its loop shall listen to. Raises: BenchFailed.
+    pipe: the heartbeat its loop shall listen to; orders: time each order's way. Raises: BenchFailed.
     """
     with tempfile.TemporaryDirectory(prefix="perpd-bench-") as directory:
         samples, output = Path(directory) / "samples.jsonl", Path(directory) / "log.jsonl"
@@ -56,6 +58,7 @@ def observe(settings: Mapping[str, Any], *, every: int, pipe: int | None = None)
             "samples": str(samples),
             "every": every,
             "pipe": pipe,
+            "orders": orders,
         }
         with output.open("wb") as log:
             code = subprocess.run(
@@ -154,6 +157,11 @@ def _main(spec: dict[str, Any]) -> int:
 
     loaded = load(None, {}, spec["settings"])
     nursery = start_nursery() if loaded.settings.analysis.workers else None
+    wire = None
+    if spec["orders"]:
+        from service.bench.wire import watch
+
+        wire = watch()
     from service import daemon
 
     observer = _Observer(vars(daemon)["run_cycle"], Path(spec["samples"]), spec["every"])
@@ -179,6 +187,8 @@ def _main(spec: dict[str, Any]) -> int:
             "max_ms": seen.longest_ms,
             "seconds": lag.seconds,
         }
+    if wire is not None:
+        end["orders"] = wire.as_json()
     observer.write({"end": end})
     return code
 

@@ -168,3 +168,16 @@ def test_the_page_holds_date_machine_command_and_missed_goals():
     assert "## `perpd bench cycle --rounds 3`" in text
     assert "Load average before it: 0.5." in text
     assert "| cycle wall p50 | 31 | ms | <= 30 | missed |" in text
+
+
+def test_the_way_of_orders_is_measured_for_entries_and_stops(tmp_path):
+    result = bench(
+        "orders", "--symbols", "40", "--candles", "120", "--cycles", "12", "--speed", "120", cwd=tmp_path
+    )
+    found = values(result)
+    assert found["entries measured"] >= 3
+    assert found["stops measured"] >= 3
+    assert 0 < found["entry, without the state store, p50"] < found["entry, decision to wire, p99"]
+    assert found["entry, decision to wire, p50"] <= found["entry, with the venue's leverage, p50"]
+    assert result["figures"]["entry, decision to wire, p99"]["goal"] == 5.0
+    assert list(tmp_path.iterdir()) == []
