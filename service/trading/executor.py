@@ -43,6 +43,7 @@ log = structlog.get_logger("trading.executor")
 
 QUEUE_EVENTS = 10_000
 RETRY_S = 1.0
+MOST_CONDITIONAL = 200  # over all symbols
 
 
 async def rules_unknown(symbol: str) -> Instrument | None:
@@ -347,6 +348,13 @@ class Executor:
         if self._reconciled_gap < self._gap:
             return Refused(
                 reason=RefusalReason.ENTRIES_OFF, detail="events may have been missed, reconciling first"
+            )
+        resting = sum(order.type.conditional for order in self._books.working_orders())
+        if resting + 2 > MOST_CONDITIONAL:
+            return Refused(
+                reason=RefusalReason.ENTRIES_OFF,
+                detail=f"{resting} conditional orders rest, the venue takes {MOST_CONDITIONAL}: "
+                "there is no room for a stop",
             )
         if self._books.entries_barred:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail=self._books.entries_barred)

@@ -189,11 +189,21 @@ class Protector:
                 await pause(self._clock, min(self._retry_s * 2**rounds, LONGEST_RETRY_S))
                 rounds += 1
                 continue
-            failure = await self._stop_step(position, step, failures)
+            failure = await self._unknown_stop(position)
+            if failure is None and self._books.positions.get(name) is position:
+                failure = await self._stop_step(position, step, failures)
             if failure is NOTHING_HELD:
                 return
             if failure is not None:
                 failures.append(failure)
+
+    async def _unknown_stop(self, position: Position) -> Failure | None:
+        """Before another stop is placed, the fate of an earlier one must be known."""
+        for order in self._books.orders_of(position.position_id):
+            lost = order.status in (OrderStatus.SENT, OrderStatus.UNKNOWN)
+            if order.purpose is OrderPurpose.STOP and lost and not await self._sender.ask(order):
+                return Failure(code=0, detail=f"the fate of stop {order.client_order_id} is not known yet")
+        return None
 
     def _tell(self, position: Position, step: Step, failures: list[Failure], unprotected_s: float) -> None:
         """The alarm line of a position without its stop: how long, why, and what is done about it."""

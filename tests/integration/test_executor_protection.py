@@ -8,10 +8,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.errors import OrderRejected, VenueUnavailable
-from service.records import OrderPurpose, OrderStatus, OrderType
+from service.errors import OrderOutcomeUnknown, OrderRejected, VenueUnavailable
+from service.records import OrderPurpose, OrderStatus, OrderType, RefusalReason
+from service.trading import executor
 from service.trading.orders import client_order_id
-from tests.integration.trading_desk import RULES, Desk, Venue, approved, desk_at, opened, quiet, signal, until
+from tests.integration.trading_desk import (
+    RULES,
+    Desk,
+    Venue,
+    approved,
+    desk_at,
+    opened,
+    quiet,
+    refusal,
+    signal,
+    until,
+)
 
 
 @pytest.fixture
@@ -168,3 +180,33 @@ async def test_a_stop_for_a_quantity_is_replaced_when_the_position_grows(trailin
     [stop] = trailing.venue.resting(OrderPurpose.STOP)
     assert stop.quantity == 0
     assert trailing.executor.unprotected() == []
+
+
+async def test_no_second_stop_is_placed_while_the_fate_of_the_first_is_unknown(desk: Desk):
+    lost = [OrderOutcomeUnknown("no answer")]
+    desk.venue.before = {OrderPurpose.STOP: lost}
+    asked = desk.venue.order
+    deaf = True
+
+    async def unanswered(order):
+        if deaf and order.purpose is OrderPurpose.STOP:
+            raise VenueUnavailable("away")
+        return await asked(order)
+
+    desk.venue.order = unanswered
+    entering = asyncio.create_task(desk.executor.open(signal(), approved()))
+    await until(lambda: desk.counts.counts.get("trading.stop_failures", 0) > 3)
+    assert len([r for r in desk.venue.sent if r.purpose is OrderPurpose.STOP]) == 1
+    deaf = False
+    await entering
+    await quiet(desk)
+    assert len(desk.venue.resting(OrderPurpose.STOP)) == 1
+    assert desk.executor.unprotected() == []
+
+
+async def test_without_room_for_another_stop_nothing_is_opened(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(executor, "MOST_CONDITIONAL", 3)
+    await opened(desk)
+    answer = await desk.executor.open(signal("s2", "BUSDT"), approved())
+    assert refusal(answer) is RefusalReason.ENTRIES_OFF
+    assert "no room for a stop" in answer.detail
