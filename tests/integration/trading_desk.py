@@ -139,7 +139,8 @@ class Venue:
         self.orders[order.client_order_id] = order
         self.emit(order)
         if not request.type.conditional:
-            self.execute(order.client_order_id, request.quantity or ZERO)
+            quantity, held = request.quantity or ZERO, abs(self.held.get(request.symbol, (ZERO,))[0])
+            self.execute(order.client_order_id, min(quantity, held) if request.reduce_only else quantity)
         if self.lose.get(request.purpose, 0):
             self.lose[request.purpose] -= 1
             raise OrderOutcomeUnknown("time-out", code=-1007)
@@ -151,8 +152,8 @@ class Venue:
         self.trade(order.symbol, order.side, quantity, client_id or name, order.venue_order_id)
         self.orders[name] = msgspec.structs.replace(
             order,
-            status=OrderStatus.FILLED,
-            quantity=quantity,
+            status=OrderStatus.EXPIRED if order.quantity > quantity else OrderStatus.FILLED,
+            quantity=order.quantity or quantity,
             filled_quantity=quantity,
             average_price=self.mark,
             updated_ms=self._now(),
