@@ -16,6 +16,14 @@ class WallClock:
 
     def __init__(self) -> None:
         self.offset_ms = 0
+        self.moved_ms = 0  # how far the newest measurement found it off what the one before had set
+        self._measured = False
+
+    def correct(self, ahead_ms: int) -> None:
+        """The venue's clock was measured to be this much ahead of what `now_ms` says."""
+        self.moved_ms = ahead_ms if self._measured else 0
+        self._measured = True
+        self.offset_ms += ahead_ms
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000 + self.offset_ms

@@ -355,7 +355,7 @@ class _Opened:
             settings.risk,
             Surroundings(
                 stale_fraction=lambda: self.stale_fraction,
-                clock_offset_ms=lambda: clock.offset_ms if isinstance(clock, WallClock) else 0.0,
+                clock_moved_ms=lambda: clock.moved_ms if isinstance(clock, WallClock) else 0.0,
                 memory_critical=lambda: self.guard.level is Level.CRITICAL,
             ),
         )

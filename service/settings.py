@@ -155,7 +155,7 @@ class KillSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     stale_fraction: Fraction = 0.5
     stale_s: NonNegative = 300.0
     unprotected_s: NonNegative = 60.0
-    clock_offset_ms: NonNegative = 30_000.0
+    clock_offset_ms: NonNegative = 5_000.0
     memory: bool = True
 
 

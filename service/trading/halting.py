@@ -43,7 +43,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     """What the rules ask of parts outside trading; each answers at once."""
 
     stale_fraction: Callable[[], float] = lambda: 0.0
-    clock_offset_ms: Callable[[], float] = lambda: 0.0
+    clock_moved_ms: Callable[[], float] = lambda: 0.0
     memory_critical: Callable[[], bool] = lambda: False
 
 
@@ -144,7 +144,7 @@ class KillSwitch:
             stale_fraction=stale_fraction,
             stale_s=0.0 if self._stale_since_s is None else now_s - self._stale_since_s,
             unprotected_s=max((seconds for _, seconds in executor.unprotected()), default=0.0),
-            clock_offset_ms=self._surroundings.clock_offset_ms(),
+            clock_moved_ms=self._surroundings.clock_moved_ms(),
             memory_critical=self._surroundings.memory_critical(),
         )
 
@@ -194,7 +194,7 @@ class KillSwitch:
                 tell_trip(trip, positions)
         for trip in before.trips:
             if trip.rule not in {other.rule for other in after.trips}:
-                log.warning("kill switch trip is over", rule=trip.rule, level=trip.level, was=trip.words)
+                log.warning("kill switch trip is over", rule=trip.rule, kill_level=trip.level, was=trip.words)
         await self._save()
 
     async def _save(self) -> None:
@@ -239,7 +239,7 @@ def tell_trip(trip: Trip, positions: tuple[Position, ...]) -> None:
     log.error(
         "kill switch tripped",
         rule=trip.rule,
-        level=trip.level,
+        kill_level=trip.level,
         value=round(trip.value, 6),
         limit=trip.limit,
         why=trip.words,

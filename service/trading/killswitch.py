@@ -108,7 +108,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     stale_fraction: float = 0.0  # of the symbols followed
     stale_s: float = 0.0  # wall seconds for which that was above its limit
     unprotected_s: float = 0.0  # wall seconds, the longest
-    clock_offset_ms: float = 0.0
+    clock_moved_ms: float = 0.0
     memory_critical: bool = False
 
 
@@ -166,8 +166,9 @@ def _unprotected(now: Readings, kill: KillSettings, risk: RiskSettings) -> Findi
 
 
 def _clock_offset(now: Readings, kill: KillSettings, risk: RiskSettings) -> Finding | None:
-    offset, limit = abs(now.clock_offset_ms), kill.clock_offset_ms
-    words = f"this machine's clock is {now.clock_offset_ms:.0f} ms off the venue's, limit {limit:g}"
+    offset, limit = abs(now.clock_moved_ms), kill.clock_offset_ms
+    moved = f"moved {now.clock_moved_ms:.0f} ms against the venue's since it was measured before"
+    words = f"this machine's clock {moved}, limit {limit:g}"
     return Finding(offset, limit, words)
 
 

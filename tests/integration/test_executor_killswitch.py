@@ -200,7 +200,7 @@ async def test_stale_data_must_last_before_it_trips(tmp_path: Path):
 
 
 async def test_clock_and_memory_are_asked_of_their_owners(tmp_path: Path):
-    words = {"clock_offset_ms": lambda: 31_000.0, "memory_critical": lambda: True}
+    words = {"clock_moved_ms": lambda: 31_000.0, "memory_critical": lambda: True}
     async with halting_at(tmp_path, Venue(), **words) as halted:
         await halted.kill.look(halted.desk.executor)
         assert {trip.rule for trip in halted.kill.switch.trips} == {Rule.CLOCK_OFFSET, Rule.MEMORY}

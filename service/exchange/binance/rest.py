@@ -147,7 +147,7 @@ class RestClient:
         if abs(ahead_ms) <= (ended_ms - began_ms) // 2 + 1:
             ahead_ms = 0
         if isinstance(self._clock, WallClock):
-            self._clock.offset_ms += ahead_ms
+            self._clock.correct(ahead_ms)
         else:
             self._offset_ms = ahead_ms
         if ahead_ms:
