@@ -44,12 +44,13 @@ from service.market.feed import CandleFeed
 from service.market.funding import FundingHistory
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
+from service.monitor.advisor import Advisor
 from service.monitor.budget import Level
 from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import BadQuestion, controlling
 from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
 from service.monitor.lag import LoopLag
-from service.monitor.memory import MemorySampler, memory_limit_mb
+from service.monitor.memory import MemorySampler, available_cpus, memory_limit_mb
 from service.monitor.performance import PerformanceMonitor
 from service.monitor.report import MemoryReport
 from service.monitor.sizes import held_bytes
@@ -276,6 +277,14 @@ class _Opened:
             stop=lambda reason: self.stop.set(reason),
         )
         self.keeper = Keeper(directory / "archive", settings.archive, monitor, calm=self._calm)
+        self.advisor = Advisor(
+            monitor,
+            self.lag,
+            pool,
+            interval_s=settings.cycle.interval_s / self.clock.speed,
+            lag_alarm_ms=settings.monitor.lag_alarm_ms,
+            cores=available_cpus(),
+        )
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
@@ -306,7 +315,10 @@ class _Opened:
             report = MemoryReport(self.memory, self.guard, self.sizes)
             async with (
                 self.guard.running(),
-                controlling(self.directory, {"memory": report.answer, "kill": self._kill}),
+                controlling(
+                    self.directory,
+                    {"memory": report.answer, "performance": self.advisor.answer, "kill": self._kill},
+                ),
                 serving(
                     settings.web.host,
                     settings.web.port,
@@ -505,6 +517,7 @@ class _Opened:
                 tasks.create_task(self.lag.run(), name="monitor.lag"),
                 tasks.create_task(self._stalled(), name="monitor.stalled"),
                 tasks.create_task(self.keeper.run(), name="archive.keeper"),
+                tasks.create_task(self.advisor.run(), name="monitor.advisor"),
             ]
             try:
                 with self.held.watching():
@@ -515,7 +528,9 @@ class _Opened:
 
     def _on_lag(self, lag_ms: float) -> None:
         self.monitor.count("loop.lag_alarms")
-        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1), stack=self.held.take())
+        stack = self.held.take()
+        self.advisor.held = stack or self.advisor.held
+        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1), stack=stack)
 
     def _calm(self, running: bool) -> bool:
         """Whether the archive's upkeep may run: memory is plentiful and, before it starts, so is the CPU."""
@@ -738,6 +753,7 @@ class _Opened:
             "loop_lag_ms_p99": round(lag.p99_ms, 3),
             "pss_mb_last": round(self.memory.pss_mb_last, 1),
             "pss_mb_peak": round(self.memory.pss_mb_peak, 1),
+            "advice": next((one.text for one in self.advisor.current()), None),
         }
 
     async def _agreed(self) -> LedgerCheck | None:

@@ -14,10 +14,11 @@ import pytest
 
 from service.clock import WallClock
 from service.errors import DaemonUnreachable
+from service.monitor.asking import ask
 from service.monitor.control import SOCKET_NAME, BadQuestion, controlling, short_path
 from service.monitor.guard import MemoryGuard
 from service.monitor.memory import MemorySampler
-from service.monitor.memory_command import ask, lines
+from service.monitor.memory_command import lines
 from service.monitor.performance import PerformanceMonitor
 from service.monitor.report import MemoryReport, process_memory
 from service.settings import MonitorSettings
