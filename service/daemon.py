@@ -48,6 +48,7 @@ from service.monitor.advisor import Advisor
 from service.monitor.budget import Level
 from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import BadQuestion, controlling
+from service.monitor.explained import HeapMarks
 from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
 from service.monitor.lag import LoopLag
 from service.monitor.memory import MemorySampler, available_cpus, memory_limit_mb
@@ -149,6 +150,7 @@ async def _trade(
     started: asyncio.Event,
 ) -> None:
     settings = loaded.settings
+    marks = HeapMarks()
     monitor = PerformanceMonitor(settings.monitor, WallClock())
     check_limit(settings, memory_limit_mb(settings.monitor.memory_limit_mb))
     log.info("daemon starting", mode=settings.run.mode, data_dir=str(directory), pid=os.getpid())
@@ -170,7 +172,7 @@ async def _trade(
 
                 await require(loaded, directory, venue.access)
             opened = _Opened(
-                settings, directory, monitor, pool, venue, store, archive, loaded.secrets.api_token
+                settings, directory, monitor, pool, venue, store, archive, loaded.secrets.api_token, marks
             )
             await opened.trade(summary, stop, started)
         summary.archived = archive.archived
@@ -248,6 +250,7 @@ class _Opened:
         store: StateStore,
         archive: DataArchiver,
         api_token: str,
+        marks: HeapMarks,
     ) -> None:
         self.settings = settings
         self.api_token = api_token
@@ -294,7 +297,7 @@ class _Opened:
         self.failing = ""
         self.shed = 0  # in the last cycle
         self.finished_s = self.clock.monotonic_s()
-        self.sizes: dict[str, Callable[[], int]] = {}  # each part's own bytes, for `perpd memory`
+        self.marks = marks
         self.gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
@@ -312,7 +315,7 @@ class _Opened:
         try:
             facts = await analyzer.describe_strategy()
             log.info("strategy loaded", strategy=facts.name)
-            report = MemoryReport(self.memory, self.guard, self.sizes)
+            report = MemoryReport(self.memory, self.guard, self.marks)
             async with (
                 self.guard.running(),
                 controlling(
@@ -419,8 +422,7 @@ class _Opened:
             entries_off=self._entries_off,
             halt=kill.refusal,
         )
-        self.sizes |= {
-            "candle store": lambda: candles.bytes,
+        self.marks.parts |= {
             "archive buffers": lambda: held_bytes(self.archive, within="service.archive"),
             "shadow book": lambda: held_bytes(shadows),
             "orders and positions": lambda: held_bytes(executor),
@@ -431,8 +433,12 @@ class _Opened:
             "feature cache": lambda: held_bytes(self.cache, within="service.learning"),
             "decided signals": lambda: held_bytes(self.parts.decided),
             "monitor history": lambda: (
-                held_bytes(self.monitor) + held_bytes(self.lag, within="service.monitor")
+                held_bytes(self.monitor)
+                + held_bytes(self.lag, within="service.monitor")
+                + held_bytes(self.memory, within="service.monitor")
+                + held_bytes(self.advisor)
             ),
+            "exchange adapter": lambda: held_bytes(exchange, within="service.exchange"),
         }
         self.gauges = self._gauges
         await self._bootstrap(universe)
@@ -448,6 +454,7 @@ class _Opened:
             log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
             await self._decided_before()
             gc.collect()
+            self.marks.started()
             gc.freeze()  # what start-up made lives as long as the process: collections need not look at it
             log.info("trading", symbols=len(universe.symbols))
             self.notifier.ready("trading")
