@@ -5,6 +5,7 @@ are kept for ever. A length of 0 keeps everything, as the founding report's "bef
 it grows. Durations are wall seconds.
 """
 
+import sys
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ class Window:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the numbers take, with the room their array keeps for growing."""
+        return sys.getsizeof(self._values)
 
 
 def percentile(ordered: list[float], fraction: float) -> float:
@@ -193,6 +199,12 @@ class PerformanceMonitor:
             )
             for name, kind in self._kinds.items()
         }
+
+    @property
+    def history_bytes(self) -> int:
+        """What the last operations take, of all kinds and of each kind; totals are apart."""
+        windows = [self._recent_kinds, self._recent_seconds, *(kind.window for kind in self._kinds.values())]
+        return sum(window.size_bytes for window in windows)
 
     def recent(self) -> list[tuple[str, float]]:
         """The last operations of all kinds, oldest first: kind and seconds."""
