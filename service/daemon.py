@@ -285,6 +285,7 @@ class _Opened:
             self.lag,
             pool,
             interval_s=settings.cycle.interval_s / self.clock.speed,
+            speed=self.clock.speed,
             lag_alarm_ms=settings.monitor.lag_alarm_ms,
             cores=available_cpus(),
         )

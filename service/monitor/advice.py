@@ -18,7 +18,8 @@ LAG_P99_MS = 20.0
 """Four times what a quiet machine shows; from here on candles and fills are read late."""
 GARBAGE_S = 0.001
 HIT_FRACTION = 0.5
-"""Below it a cache costs its memory and saves less than it could."""
+"""Of the hits that are possible: below it a cache costs its memory and saves little."""
+CANDLE_S = 300.0
 LOOKUPS = 100
 """Fewer say nothing about a cache."""
 REPLACEMENTS_PER_HOUR = 6.0
@@ -65,6 +66,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     cores: float = 1.0
     workers_replaced: int = 0
     caches: Mapping[str, CacheUse] = {}
+    speed: float = 1.0  # market seconds in a wall second
 
 
 def cycle_shares(recent: Mapping[str, Percentiles]) -> dict[str, float]:
@@ -221,17 +223,20 @@ def _workers(facts: Facts) -> Iterator[Advice]:
 
 
 def _caches(facts: Facts) -> Iterator[Advice]:
+    # A candle's results serve every cycle until the next one closes, but the first.
+    possible = max(1 - facts.interval_s * facts.speed / CANDLE_S, 0.0)
+    limit = HIT_FRACTION * possible
     for name, use in facts.caches.items():
         setting = CACHE_SETTINGS.get(name)
-        if setting is None or use.hits + use.misses < LOOKUPS or use.hit_fraction >= HIT_FRACTION:
+        if setting is None or use.hits + use.misses < LOOKUPS or use.hit_fraction >= limit:
             continue
         yield Advice(
             f"cache.{name}",
             use.hit_fraction,
-            HIT_FRACTION,
+            limit,
             setting,
             f"the cache of {name} had {use.hit_fraction:.0%} of {use.hits + use.misses} lookups in the last "
-            f"{_minutes(facts.window_s)} (limit {HIT_FRACTION:.0%}): raise {setting}",
+            f"{_minutes(facts.window_s)} (limit {limit:.0%}, possible {possible:.0%}): raise {setting}",
         )
 
 

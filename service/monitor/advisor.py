@@ -41,7 +41,8 @@ class _Mark(NamedTuple):
 class Advisor:
     """Keeps the counters of the last ten minutes, and what was advised.
 
-    Args: interval_s: wall seconds between two cycles; cores: that the process may use at once.
+    Args: interval_s: wall seconds between two cycles; speed: market seconds in one of them; cores: that the
+    process may use at once.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Advisor:
         pool: Replaced,
         *,
         interval_s: float,
+        speed: float,
         lag_alarm_ms: float,
         cores: float,
         monotonic_s: Callable[[], float] = time.monotonic,
@@ -59,6 +61,7 @@ class Advisor:
         self._lag = lag
         self._pool = pool
         self._interval_s = interval_s
+        self._speed = speed
         self._lag_alarm_ms = lag_alarm_ms
         self._cores = cores
         self._monotonic_s = monotonic_s
@@ -106,6 +109,7 @@ class Advisor:
         return Facts(
             recent=recent,
             interval_s=self._interval_s,
+            speed=self._speed,
             window_s=max(now.at_s - then.at_s, 1.0),
             cycles=events.get("cycles.done", 0),
             missed=events.get("cycles.missed", 0),

@@ -7,6 +7,7 @@ it grows. Durations are wall seconds.
 
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -98,17 +99,20 @@ class CacheUse(msgspec.Struct, frozen=True):
 
 
 def cache_use(counters: Mapping[str, int]) -> dict[str, CacheUse]:
-    """Each cache that was asked, by name: one counts NAME.hits and NAME.misses.
+    """Each cache that was asked, by name: one counts NAME.misses and NAME.hits, or NAME.TIER_hits by tier.
 
     The analyser keeps the result of a symbol whose candles did not change: that is a cache too.
     """
-    names = {key.rpartition(".")[0] for key in counters if key.endswith((".hits", ".misses"))}
-    pairs = {name: (f"{name}.hits", f"{name}.misses") for name in sorted(names)}
-    pairs |= {"analysis results": ("analysis.reused", "analysis.analysed")}
-    uses = {
-        name: CacheUse(counters.get(hit, 0), counters.get(miss, 0)) for name, (hit, miss) in pairs.items()
-    }
-    return {name: use for name, use in uses.items() if use.hits + use.misses}
+    hits: Counter[str] = Counter({"analysis results": counters.get("analysis.reused", 0)})
+    misses: Counter[str] = Counter({"analysis results": counters.get("analysis.analysed", 0)})
+    for key, count in counters.items():
+        name, _, what = key.rpartition(".")
+        if what == "hits" or what.endswith("_hits"):
+            hits[name] += count
+        elif what == "misses":
+            misses[name] += count
+    asked = hits + misses
+    return {name: CacheUse(hits=hits[name], misses=misses[name]) for name in sorted(asked)}
 
 
 class _Kind:

@@ -89,7 +89,11 @@ def test_a_cache_that_seldom_hits_is_told_once_it_was_asked_often(monkeypatch: p
     monkeypatch.setitem(CACHE_SETTINGS, "some", "market.candles")
     assert advise(facts(caches={"some": CacheUse(hits=9, misses=90)})) == []
     [advice] = advise(facts(caches={"some": CacheUse(hits=20, misses=180), "other": CacheUse(0, 500)}))
-    assert "the cache of some had 10% of 200 lookups in the last 10 min (limit 50%)" in advice.text
+    assert (
+        "the cache of some had 10% of 200 lookups in the last 10 min (limit 40%, possible 80%)" in advice.text
+    )
+    slow = {"interval_s": 1.0, "speed": 300.0, "caches": {"some": CacheUse(hits=0, misses=180)}}
+    assert advise(facts(**slow)) == [], "each cycle has new candles: nothing can be found again"
 
 
 def test_every_setting_that_a_cache_is_advised_with_exists() -> None:

@@ -24,6 +24,7 @@ class Daemon:
             LoopLag(),
             self.pool,
             interval_s=60.0,
+            speed=1.0,
             lag_alarm_ms=100.0,
             cores=2.0,
             monotonic_s=lambda: self.now_s,

@@ -95,7 +95,8 @@ def test_a_length_of_zero_keeps_every_operation() -> None:
 
 
 def test_caches_are_told_by_their_hits_and_misses() -> None:
-    counters = {"features.hits": 3, "features.misses": 1, "analysis.reused": 4, "fills": 9, "empty.hits": 0}
+    counters = {"features.memory_hits": 2, "features.tier_hits": 1, "features.misses": 1}
+    counters |= {"analysis.reused": 4, "fills": 9, "empty.hits": 0}
     uses = cache_use(counters)
     assert {name: use.hit_fraction for name, use in uses.items()} == {
         "features": 0.75,
