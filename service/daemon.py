@@ -428,7 +428,7 @@ class _Opened:
             "shadow book": lambda: held_bytes(shadows),
             "orders and positions": lambda: held_bytes(executor),
             "ledger": lambda: held_bytes(ledger),
-            "instruments": lambda: held_bytes(instruments),
+            "instruments": lambda: held_bytes(instruments) + held_bytes(self.parts.brackets),
             "candle feed": lambda: held_bytes(feed),
             "analysis results": lambda: held_bytes(analyzer),
             "feature cache": lambda: held_bytes(self.cache, within="service.learning"),

@@ -11,8 +11,9 @@ Each process is measured by what it has mapped. The daemon's heap is split furth
 No line is computed as the rest, so that growth which no part knows of shows up as not explained.
 """
 
+import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,39 +59,42 @@ class HeapMarks:
     def _mark(self) -> Mark:
         return Mark(heap_now(self._proc), sum(size() for size in self.parts.values()))
 
-    def named(self, heap: Heap) -> dict[str, int]:
+    async def named(self) -> dict[str, int]:
         """The heap as it is now by named part, in bytes that count for this process.
 
         Pages shared with the nursery were there when it was forked, so they are the imports'.
         """
-        shared = heap.resident - heap.proportional
+        parts = {}
+        for name, size in list(self.parts.items()):
+            parts[name] = size()
+            await asyncio.sleep(0)  # a large part takes milliseconds of the loop
+        heap = heap_now(self._proc)
         started = self._started.unnamed_bytes - self._imports.unnamed_bytes if self._started else 0
         return {
-            IMPORTS: max(self._imports.unnamed_bytes - shared, 0),
+            IMPORTS: max(self._imports.unnamed_bytes - heap.resident + heap.proportional, 0),
             START_UP: max(started, 0),
-            **{name: size() for name, size in self.parts.items()},
+            **parts,
             SQLITE: heap.sqlite,
             PYTHON_FREE: heap.python_free,
             C_FREE: heap.c_free,
         }
 
 
-def explain(pids: Iterable[int], marks: HeapMarks, proc: Path = _PROC) -> dict[str, Any]:
+async def explain(pids: Iterable[int], marks: HeapMarks, proc: Path = _PROC) -> dict[str, Any]:
     """Every process of the tree by named part, in bytes of PSS, and what is left.
 
     `explained_fraction` loses what no name explains, and as much what names explain twice.
     """
-    processes = [process(mappings(pid, proc)) for pid in pids]
-    processes = [found for found in processes if found["rss_bytes"]]
-    heap = heap_now(proc)
-    own = next((found for found in processes if found["pid"] == os.getpid()), None)
-    rest = 0
-    if own is not None:
-        named = marks.named(heap)
-        del own["parts"][HEAP]
-        own["parts"] |= named
-        rest = own["pss_bytes"] - sum(own["parts"].values())
-        own["explained_fraction"] = 1 - abs(rest) / own["pss_bytes"]
+    processes, rest = [], 0
+    for pid in pids:
+        own = pid == os.getpid()
+        named = await marks.named() if own else {}
+        found = process(mappings(pid, proc))
+        if own:
+            rest = _split_heap(found, named)
+        if found["rss_bytes"]:
+            processes.append(found)
+        await asyncio.sleep(0)  # each takes milliseconds of the loop
     total = sum(found["pss_bytes"] for found in processes)
     return {
         "processes": processes,
@@ -98,6 +102,15 @@ def explain(pids: Iterable[int], marks: HeapMarks, proc: Path = _PROC) -> dict[s
         "unexplained_bytes": rest,
         "explained_fraction": 1 - abs(rest) / total if total else 0.0,
     }
+
+
+def _split_heap(own: dict[str, Any], named: Mapping[str, int]) -> int:
+    """Put the named parts in the place of the daemon's heap; returns the bytes that are left of it."""
+    del own["parts"][HEAP]
+    own["parts"] |= named
+    rest: int = own["pss_bytes"] - sum(own["parts"].values())
+    own["explained_fraction"] = 1 - abs(rest) / own["pss_bytes"]
+    return rest
 
 
 def process(found: Mappings) -> dict[str, Any]:

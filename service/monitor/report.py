@@ -46,17 +46,17 @@ class MemoryReport:
         trace_s = question.get("trace_s", 0)
         if not isinstance(trace_s, int | float) or not 0 <= trace_s <= _LONGEST_TRACE_S:
             raise BadQuestion(f"trace_s is 0 to {_LONGEST_TRACE_S:.0f} seconds")
-        traced = await self._trace(trace_s) if trace_s else None
         self._sampler.sample()
         answer = {
             "budget": self._budget(),
-            **explain(self._sampler.tree(), self._marks, self._proc),
+            **await explain(self._sampler.tree(), self._marks, self._proc),
             "history": self._history(),
             "objects": _objects(),
             "tasks": _tasks(),
             "file_descriptors": self._descriptors(),
         }
-        return answer if traced is None else answer | {"trace": traced}
+        # Last: what the tracer itself takes is none of the daemon's parts.
+        return answer | {"trace": await self._trace(trace_s)} if trace_s else answer
 
     def _budget(self) -> dict[str, Any]:
         sampler, guard = self._sampler, self._guard

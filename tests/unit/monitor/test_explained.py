@@ -59,41 +59,41 @@ def heap(in_use: int, *, shared: int = 0, sqlite: int = 0) -> Heap:
     return Heap(in_use, in_use - shared, python_free=0, c_free=0, sqlite=sqlite)
 
 
-def test_start_up_is_what_grew_beyond_the_parts_and_later_growth_is_not_named(
+async def test_start_up_is_what_grew_beyond_the_parts_and_later_growth_is_not_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    at = iter([heap(24 * MB), heap(30 * MB, sqlite=MB)])
+    now = heap(40 * MB, shared=4 * MB, sqlite=MB)
+    at = iter([heap(24 * MB), heap(30 * MB, sqlite=MB), now])
     monkeypatch.setattr("service.monitor.explained.heap_now", lambda proc: next(at))
     marks = HeapMarks()
     book = [3 * MB]
     marks.parts["book"] = lambda: book[0]
     marks.started()
     book[0] = 5 * MB
-    now = heap(40 * MB, shared=4 * MB, sqlite=MB)
-    named = marks.named(now)
+    named = await marks.named()
     assert named[IMPORTS] == 20 * MB, "what is shared with the nursery counts there"
     assert named[START_UP] == 2 * MB
     assert named["book"] == 5 * MB
     assert now.proportional - sum(named.values()) == 8 * MB, "what grew and nobody owns"
 
 
-def test_growth_that_no_part_owns_shows_up_as_not_explained() -> None:
+async def test_growth_that_no_part_owns_shows_up_as_not_explained() -> None:
     marks = HeapMarks()
     marks.started()
-    before = explain([os.getpid()], marks)
+    before = await explain([os.getpid()], marks)
     grown = bytearray(24 * MB)
-    after = explain([os.getpid()], marks)
+    after = await explain([os.getpid()], marks)
     assert after["unexplained_bytes"] - before["unexplained_bytes"] == pytest.approx(len(grown), rel=0.1)
     assert after["explained_fraction"] < before["explained_fraction"]
     [own] = after["processes"]
     assert sum(own["parts"].values()) + after["unexplained_bytes"] == own["pss_bytes"]
 
 
-def test_a_part_that_owns_the_growth_explains_it() -> None:
+async def test_a_part_that_owns_the_growth_explains_it() -> None:
     marks = HeapMarks()
     marks.started()
-    before = explain([os.getpid()], marks)["unexplained_bytes"]
+    before = (await explain([os.getpid()], marks))["unexplained_bytes"]
     grown = bytearray(24 * MB)
     marks.parts["grown"] = lambda: len(grown)
-    after = explain([os.getpid()], marks)["unexplained_bytes"]
+    after = (await explain([os.getpid()], marks))["unexplained_bytes"]
     assert after - before == pytest.approx(0, abs=3 * MB)
