@@ -82,9 +82,10 @@ def probe(seen: Seen, market: "SteppedMarket") -> None:
             found = await super()._submit(batch)
             # Names of features and the like are the decoder's and shared by all batches: what the first ones
             # hold too is not this one's own.
-            shared.extend(found if len(shared) < _REFERENCE_SYMBOLS else ())
-            own_bytes = held_bytes([shared, list(found)]) - held_bytes([shared])
-            seen.batch(own_bytes, len(batch))
+            if len(shared) < _REFERENCE_SYMBOLS:
+                shared.extend(found)
+            else:
+                seen.batch(held_bytes([shared, list(found)]) - held_bytes([shared]), len(batch))
             return found  # its lane lets go of it before that takes the next
 
     class Archiver(archiver.DataArchiver):

@@ -65,6 +65,10 @@ def measure(args: argparse.Namespace) -> Result:
         archives = [dict(_records(Path(directory) / name / "archive")) for name in ("before", "after")]
     differences = [*differing(*archives), *uncounted(before, after, archives)]
     records = sum(map(len, archives[0].values()))
+    if not min(before["batches"], after["batches"]):
+        raise BenchFailed(
+            "too few batches were analysed; ask for more symbols or cycles"
+        )
     details = {"before": before, "after": after, "differences": differences}
     notes = (_verdict(differences, records, sum(before["kept"].values())),)
     return Result(NAME, MEASURES, parameters, facts, figures(before, after, differences), details, notes)
