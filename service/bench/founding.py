@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
     from service.analysis.worker import Outcome, Place
     from service.bench.minutes import SteppedMarket
-    from service.cycle import CycleReport, Parts
+    from service.cycle import Parts
     from service.exchange.venue import Venue
+    from service.learning.feature_cache import FeatureCache
     from service.monitor.performance import PerformanceMonitor
     from service.ports import Clock, Recorder
-    from service.records import Record
+    from service.records import CycleReport, Record
     from service.settings import Loaded, MonitorSettings
 
 MB = 1024 * 1024
@@ -49,7 +50,7 @@ class Seen:
         self.put: Counter[str] = Counter()
         self.recorded: Counter[str] = Counter()
         self.monitor: PerformanceMonitor | None = None
-        self.cache: object = None
+        self.cache: FeatureCache | None = None
         self.cycle_s: list[float] = []
         self.pss_mb: list[float] = []
 
@@ -71,6 +72,7 @@ def probe(seen: Seen, market: "SteppedMarket") -> None:
     from service import daemon
     from service.analysis.analyzer import ParallelAnalyzer
     from service.archive import archiver
+    from service.learning.feature_cache import FeatureCache
     from service.monitor.performance import PerformanceMonitor as Original
     from service.monitor.sizes import held_bytes
     from service.records import Load
@@ -109,10 +111,8 @@ def probe(seen: Seen, market: "SteppedMarket") -> None:
             super().record(operation, seconds)
             seen.recorded[operation] += 1
 
-    cache = vars(daemon).get("FeatureCache")
-
-    def made(*args: Any, **kwargs: Any) -> object:
-        seen.cache = cache(*args, **kwargs) if cache is not None else None
+    def remembered(*args: Any, **kwargs: Any) -> FeatureCache:
+        seen.cache = FeatureCache(*args, **kwargs)
         return seen.cache
 
     run_cycle = vars(daemon)["run_cycle"]
@@ -125,8 +125,7 @@ def probe(seen: Seen, market: "SteppedMarket") -> None:
         report: CycleReport = await run_cycle(parts, number)
         seen.cycle_s.append(report.seconds)
         seen.history_bytes = max(seen.history_bytes, parts.monitor.history_bytes)
-        if seen.cache is not None:
-            seen.cache_bytes = max(seen.cache_bytes, held_bytes(seen.cache, within="service.learning"))
+        seen.cache_bytes = max(seen.cache_bytes, held_bytes(seen.cache, within="service.learning"))
         seen.pss_mb.append(sum(memory_of(pid).proportional for pid in tree(os.getpid())) / MB)
         await settled(parts)
         await aged(parts)
@@ -134,9 +133,12 @@ def probe(seen: Seen, market: "SteppedMarket") -> None:
         await settled(parts)
         return report
 
-    if cache is not None:
-        vars(daemon).update(FeatureCache=made)
-    vars(daemon).update(ParallelAnalyzer=Analyzer, PerformanceMonitor=Monitor, run_cycle=cycle)
+    vars(daemon).update(
+        FeatureCache=remembered,
+        ParallelAnalyzer=Analyzer,
+        PerformanceMonitor=Monitor,
+        run_cycle=cycle,
+    )
     vars(archiver).update(DataArchiver=Archiver)
 
 

@@ -26,14 +26,15 @@ MEASURES = (
 )
 PROFILES = Path(__file__).resolve().parents[2] / "config" / "profiles"
 SPARE_MINUTES = 1
-# Part, its high-water mark, and the saving that the founding report estimates, in percent.
+# Part, what of it, its high-water mark with the unit, and the saving that the report estimates in percent.
 PARTS = (
-    ("ParallelAnalyzer", "results of a batch, mean", "batch_mean_bytes", 30.0),
-    ("ParallelAnalyzer", "results of a batch, largest", "batch_bytes", 30.0),
-    ("DataArchiver", "fullest buffer", "stream_bytes", 50.0),
-    ("DataArchiver", "all buffers", "buffer_bytes", 50.0),
-    ("PerformanceMonitor", "history", "history_bytes", 50.0),
-    ("FeatureCache", "entries", "cache_bytes", 50.0),
+    ("ParallelAnalyzer", "results of a batch, mean", "batch_mean_bytes", "bytes", 30.0),
+    ("ParallelAnalyzer", "results of a batch, largest", "batch_bytes", "bytes", 30.0),
+    ("DataArchiver", "fullest buffer", "stream_records", "records", 50.0),
+    ("DataArchiver", "fullest buffer in bytes", "stream_bytes", "bytes", 50.0),
+    ("DataArchiver", "all buffers", "buffer_bytes", "bytes", 50.0),
+    ("PerformanceMonitor", "history", "history_bytes", "bytes", 50.0),
+    ("FeatureCache", "entries", "cache_bytes", "bytes", 50.0),
 )
 # Operations whose number depends on the batch size, the buffer size or the wall clock.
 VARYING = frozenset(("analysis.batch", "archive.flush", "archive.sync", "memory sample"))
@@ -66,9 +67,7 @@ def measure(args: argparse.Namespace) -> Result:
     differences = [*differing(*archives), *uncounted(before, after, archives)]
     records = sum(map(len, archives[0].values()))
     if not min(before["batches"], after["batches"]):
-        raise BenchFailed(
-            "too few batches were analysed; ask for more symbols or cycles"
-        )
+        raise BenchFailed("too few batches were analysed; ask for more symbols or cycles")
     details = {"before": before, "after": after, "differences": differences}
     notes = (_verdict(differences, records, sum(before["kept"].values())),)
     return Result(NAME, MEASURES, parameters, facts, figures(before, after, differences), details, notes)
@@ -114,11 +113,16 @@ def _records(archive: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def timeless(value: Any) -> Any:
-    """Without what says when it happened here; the time of a candle is the market's and stays."""
+    """Without when it happened, how long it took and in how many batches; a candle's time is the market's."""
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if not k.endswith("_ms") or k == "candle_close_ms"}
-        return {name: timeless(one) for name, one in kept.items()}
+        return {name: timeless(one) for name, one in value.items() if not _is_time(name)}
     return [timeless(one) for one in value] if isinstance(value, list) else value
+
+
+def _is_time(name: str) -> bool:
+    if name == "candle_close_ms":
+        return False
+    return name.endswith(("_ms", "_s")) or name in ("seconds", "batches")
 
 
 def differing(
@@ -160,13 +164,11 @@ def _verdict(differences: list[str], records: int, operations: int) -> str:
 def figures(before: dict[str, Any], after: dict[str, Any], differences: list[str]) -> tuple[Figure, ...]:
     """The table: each part before and after, and what it saves; then the whole."""
     rows: list[Figure] = []
-    for part, what, key, estimate in PARTS:
-        if not before[key]:
-            continue  # the part is not there
+    for part, what, key, unit, estimate in PARTS:
         saving = (1 - after[key] / before[key]) * 100
         rows += [
-            Figure(f"{part}, {what}, before", before[key], "bytes"),
-            Figure(f"{part}, {what}, after", after[key], "bytes", "less"),
+            Figure(f"{part}, {what}, before", before[key], unit),
+            Figure(f"{part}, {what}, after", after[key], unit, "less"),
             Figure(f"{part}, {what}, saving", saving, "%", "more", estimate),
         ]
     for title, pick in (("peak", max), ("warm", lambda values: values[-1])):
@@ -178,7 +180,7 @@ def figures(before: dict[str, Any], after: dict[str, Any], differences: list[str
         rows += [
             Figure(f"cycle p50, {name}", statistics.median(seen["cycle_s"]) * 1000, "ms"),
             Figure(f"cycle mean, {name}", statistics.mean(seen["cycle_s"]) * 1000, "ms"),
-            Figure(f"records buffered at most, {name}", seen["buffer_records"], "records"),
+            Figure(f"records in all buffers at most, {name}", seen["buffer_records"], "records"),
         ]
     rows.append(Figure("differences", len(differences), "records", "less", 0.0))
     return tuple(rows)

@@ -240,7 +240,7 @@ def _caches(facts: Facts) -> Iterator[Advice]:
         )
 
 
-CACHE_SETTINGS: dict[str, str] = {}
+CACHE_SETTINGS = {"features": "features.ttl_s"}
 """By cache, what makes it hit more often. Results of the analysis have none: each closed candle ends some."""
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 HEAP, CODE, CANDLES = "heap", "code and libraries", "candle store"
 STATE, STACKS, KERNEL = "state database", "thread stacks", "stack and kernel pages"
+JOURNAL = "archive journal"
 
 _PROC = Path("/proc")
 
@@ -104,6 +105,8 @@ def _kind(path: str) -> str:
         return KERNEL
     if ".sqlite3" in path:
         return STATE
+    if path.endswith("/archive/journal"):
+        return JOURNAL
     return CODE
 
 

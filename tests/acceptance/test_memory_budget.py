@@ -77,9 +77,7 @@ def test_the_command_explains_nine_tenths_of_the_memory_of_a_running_daemon(perp
         assert sum(process["parts"].values()) == process["pss_bytes"]
     named = sum(own["parts"].values())
     assert named + answer["unexplained_bytes"] == own["pss_bytes"]
-    assert (
-        min(own["parts"][part] for part in ("candle store", "feature cache", "shadow book", "SQLite")) > 0
-    )
+    assert min(own["parts"][part] for part in ("candle store", "feature cache", "shadow book", "SQLite")) > 0
     # What no part owns was measured while the daemon started, and is small beside its imports.
     assert (
         own["parts"]["start-up, beyond the parts"] < 0.25 * own["parts"]["interpreter and imported modules"]

@@ -183,7 +183,7 @@ def test_the_founding_table_compares_two_runs_that_decided_the_same(tmp_path):
     assert after["stream_records"] <= 50
     for seen in (before, after):
         assert len(seen["cycle_s"]) == len(seen["pss_mb"]) == 7
-        assert min(seen["batch_bytes"], seen["buffer_bytes"], seen["history_bytes"]) > 0
+        assert min(seen[f"{part}_bytes"] for part in ("batch", "buffer", "history", "cache")) > 0
     found = values(result)
     saving = found["ParallelAnalyzer, results of a batch, mean, saving"]
     assert saving == pytest.approx((1 - after["batch_mean_bytes"] / before["batch_mean_bytes"]) * 100)

@@ -23,6 +23,8 @@ def test_before_differs_in_what_the_founding_report_changed_and_in_nothing_else(
         "archive.buffer_records": (100, 50),
         "monitor.operations": (1000, 500),
         "monitor.operations_per_kind": (0, 100),
+        "features.ttl_s": (3600.0, 1800.0),
+        "features.max_entries": (0, 100),
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.monitor.mappings import CANDLES, CODE, HEAP, KERNEL, STACKS, STATE, Sizes, mappings
+from service.monitor.mappings import CANDLES, CODE, HEAP, JOURNAL, KERNEL, STACKS, STATE, Sizes, mappings
 
 KB = 1024
 
@@ -30,6 +30,7 @@ def proc(tmp_path: Path) -> Path:
         mapping("7000-8000 rw-s 00000000 fe:00 8       /data/candles.mmap", 5_000, 4_000, 1_500, 0),
         mapping("8000-9000 rw-s 00000000 fe:00 9       /data/state.sqlite3-shm", 32, 32, 32, 32),
         mapping("9000-a000 rw-p 00000000 00:00 0       [stack]", 132, 50, 50, 50),
+        mapping("a000-b000 rw-s 00000000 fe:00 10      /data/archive/journal", 4_096, 40, 40, 40),
     ]
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "smaps").write_text("".join(smaps))
@@ -48,9 +49,10 @@ def test_each_mapping_counts_with_its_kind(proc: Path) -> None:
         CODE: 100,
         STACKS: 60,
         KERNEL: 50,
+        JOURNAL: 40,
         STATE: 32,
     }
-    assert found.total.proportional == 3_442 * KB
+    assert found.total.proportional == 3_482 * KB
 
 
 def test_a_process_that_is_gone_holds_nothing(tmp_path: Path) -> None:
