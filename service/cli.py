@@ -93,6 +93,11 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
         kill.add_argument("--json", action="store_true", help="print one JSON object")
         kill.set_defaults(function=_kill, action=action)
 
+    performance = commands.add_parser("performance", help="ask a running daemon where its time goes")
+    _add_run_arguments(performance)
+    performance.add_argument("--json", action="store_true", help="print one JSON object")
+    performance.set_defaults(function=_performance)
+
     sim = commands.add_parser("sim", help="serve a simulated Binance USD-M futures exchange on loopback")
     from service.exchange.simulated.command import add_arguments
 
@@ -214,6 +219,12 @@ def _kill(args: argparse.Namespace) -> int:
     from service.trading.kill_command import run
 
     return run(_load(args).settings, args, args.action)
+
+
+def _performance(args: argparse.Namespace) -> int:
+    from service.monitor.performance_command import run
+
+    return run(_load(args).settings, args)
 
 
 def _sim(args: argparse.Namespace) -> int:

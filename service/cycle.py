@@ -87,8 +87,10 @@ async def run_cycle(parts: Parts, number: int) -> CycleReport:
     parts.monitor.record("analysis", analysis.seconds)
     new = undecided(parts, analysis.signals)
     close_to_signal_s = _time_to_signal(parts, new)
-    decisions = await _decide_all(parts, new, stale, number)
-    await parts.follower.follow(now_ms)
+    with parts.monitor.operation("cycle.decisions"):
+        decisions = await _decide_all(parts, new, stale, number)
+    with parts.monitor.operation("cycle.shadows"):
+        await parts.follower.follow(now_ms)
     garbage_s = _collect(parts)
     return _report(parts, number, analysis, stale, decisions, started_s, garbage_s, close_to_signal_s)
 

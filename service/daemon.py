@@ -44,12 +44,14 @@ from service.market.feed import CandleFeed
 from service.market.funding import FundingHistory
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
+from service.monitor.advisor import Advisor
 from service.monitor.budget import Level
 from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import BadQuestion, controlling
+from service.monitor.explained import HeapMarks
 from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
 from service.monitor.lag import LoopLag
-from service.monitor.memory import MemorySampler, memory_limit_mb
+from service.monitor.memory import MemorySampler, available_cpus, memory_limit_mb
 from service.monitor.performance import PerformanceMonitor
 from service.monitor.report import MemoryReport
 from service.monitor.sizes import held_bytes
@@ -148,6 +150,7 @@ async def _trade(
     started: asyncio.Event,
 ) -> None:
     settings = loaded.settings
+    marks = HeapMarks()
     monitor = PerformanceMonitor(settings.monitor, WallClock())
     check_limit(settings, memory_limit_mb(settings.monitor.memory_limit_mb))
     log.info("daemon starting", mode=settings.run.mode, data_dir=str(directory), pid=os.getpid())
@@ -169,7 +172,7 @@ async def _trade(
 
                 await require(loaded, directory, venue.access)
             opened = _Opened(
-                settings, directory, monitor, pool, venue, store, archive, loaded.secrets.api_token
+                settings, directory, monitor, pool, venue, store, archive, loaded.secrets.api_token, marks
             )
             await opened.trade(summary, stop, started)
         summary.archived = archive.archived
@@ -247,6 +250,7 @@ class _Opened:
         store: StateStore,
         archive: DataArchiver,
         api_token: str,
+        marks: HeapMarks,
     ) -> None:
         self.settings = settings
         self.api_token = api_token
@@ -276,6 +280,15 @@ class _Opened:
             stop=lambda reason: self.stop.set(reason),
         )
         self.keeper = Keeper(directory / "archive", settings.archive, monitor, calm=self._calm)
+        self.advisor = Advisor(
+            monitor,
+            self.lag,
+            pool,
+            interval_s=settings.cycle.interval_s / self.clock.speed,
+            speed=self.clock.speed,
+            lag_alarm_ms=settings.monitor.lag_alarm_ms,
+            cores=available_cpus(),
+        )
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
@@ -285,7 +298,7 @@ class _Opened:
         self.failing = ""
         self.shed = 0  # in the last cycle
         self.finished_s = self.clock.monotonic_s()
-        self.sizes: dict[str, Callable[[], int]] = {}  # each part's own bytes, for `perpd memory`
+        self.marks = marks
         self.gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
@@ -303,10 +316,13 @@ class _Opened:
         try:
             facts = await analyzer.describe_strategy()
             log.info("strategy loaded", strategy=facts.name)
-            report = MemoryReport(self.memory, self.guard, self.sizes)
+            report = MemoryReport(self.memory, self.guard, self.marks)
             async with (
                 self.guard.running(),
-                controlling(self.directory, {"memory": report.answer, "kill": self._kill}),
+                controlling(
+                    self.directory,
+                    {"memory": report.answer, "performance": self.advisor.answer, "kill": self._kill},
+                ),
                 serving(
                     settings.web.host,
                     settings.web.port,
@@ -407,20 +423,23 @@ class _Opened:
             entries_off=self._entries_off,
             halt=kill.refusal,
         )
-        self.sizes |= {
-            "candle store": lambda: candles.bytes,
+        self.marks.parts |= {
             "archive buffers": lambda: held_bytes(self.archive, within="service.archive"),
             "shadow book": lambda: held_bytes(shadows),
             "orders and positions": lambda: held_bytes(executor),
             "ledger": lambda: held_bytes(ledger),
-            "instruments": lambda: held_bytes(instruments),
+            "instruments": lambda: held_bytes(instruments) + held_bytes(self.parts.brackets),
             "candle feed": lambda: held_bytes(feed),
             "analysis results": lambda: held_bytes(analyzer),
             "feature cache": lambda: held_bytes(self.cache, within="service.learning"),
             "decided signals": lambda: held_bytes(self.parts.decided),
             "monitor history": lambda: (
-                held_bytes(self.monitor) + held_bytes(self.lag, within="service.monitor")
+                held_bytes(self.monitor)
+                + held_bytes(self.lag, within="service.monitor")
+                + held_bytes(self.memory, within="service.monitor")
+                + held_bytes(self.advisor)
             ),
+            "exchange adapter": lambda: held_bytes(exchange, within="service.exchange"),
         }
         self.gauges = self._gauges
         await self._bootstrap(universe)
@@ -436,6 +455,7 @@ class _Opened:
             log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
             await self._decided_before()
             gc.collect()
+            self.marks.started()
             gc.freeze()  # what start-up made lives as long as the process: collections need not look at it
             log.info("trading", symbols=len(universe.symbols))
             self.notifier.ready("trading")
@@ -505,6 +525,7 @@ class _Opened:
                 tasks.create_task(self.lag.run(), name="monitor.lag"),
                 tasks.create_task(self._stalled(), name="monitor.stalled"),
                 tasks.create_task(self.keeper.run(), name="archive.keeper"),
+                tasks.create_task(self.advisor.run(), name="monitor.advisor"),
             ]
             try:
                 with self.held.watching():
@@ -515,7 +536,9 @@ class _Opened:
 
     def _on_lag(self, lag_ms: float) -> None:
         self.monitor.count("loop.lag_alarms")
-        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1), stack=self.held.take())
+        stack = self.held.take()
+        self.advisor.held = stack or self.advisor.held
+        log.warning("the event loop was held up", lag_ms=round(lag_ms, 1), stack=stack)
 
     def _calm(self, running: bool) -> bool:
         """Whether the archive's upkeep may run: memory is plentiful and, before it starts, so is the CPU."""
@@ -738,6 +761,7 @@ class _Opened:
             "loop_lag_ms_p99": round(lag.p99_ms, 3),
             "pss_mb_last": round(self.memory.pss_mb_last, 1),
             "pss_mb_peak": round(self.memory.pss_mb_peak, 1),
+            "advice": next((one.text for one in self.advisor.current()), None),
         }
 
     async def _agreed(self) -> LedgerCheck | None:

@@ -173,8 +173,8 @@ class ArchiveSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class MonitorSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sample_s: Positive = 5.0
-    operations: AtLeastOne = 500
-    operations_per_kind: AtLeastOne = 100
+    operations: Count = 500
+    operations_per_kind: Count = 100
     memory_limit_mb: NonNegative = 0.0
     memory_levels: tuple[Fraction, Fraction, Fraction] = (0.70, 0.80, 0.90)
     memory_hysteresis: Fraction = 0.05

@@ -47,6 +47,7 @@ class RunSummary:
                 "loop_lag_ms_p99",
                 "pss_mb_last",
                 "pss_mb_peak",
+                "advice",
             )
         )
         self.archived: Mapping[str, int] = {}

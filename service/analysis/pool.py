@@ -369,6 +369,7 @@ class InlineExecutor(Executor):
         self._limit_s = limit_s
 
     workers = 0
+    lost = replaced = 0
     pids: tuple[int, ...] = ()
 
     def resize(self, workers: int) -> None:

@@ -19,6 +19,7 @@ def rounds(plot: Path) -> list[list[str]]:
     return [
         ["cycle", "--symbols", "200", "--candles", "200", "--workers", "2"],
         ["cycle", "--symbols", "650", "--candles", "500", "--workers", "2"],
+        ["memory"],
         ["features"],
         ["imports", "--top", "8"],
         ["archive"],
@@ -63,6 +64,8 @@ def _section(arguments: list[str], result: dict[str, Any]) -> list[str]:
         figure = Figure(name, entry["value"], entry["unit"], entry["better"], entry["goal"])
         row = (name, shown(figure), figure.unit, figure.goal_words, figure.verdict)
         lines.append(f"| {' | '.join(row)} |")
+    if notes := result.get("notes"):
+        lines += ["", *notes]
     return lines
 
 

@@ -41,6 +41,7 @@ class Result(NamedTuple):
     machine: Mapping[str, Any]
     figures: tuple[Figure, ...]
     details: Mapping[str, Any] = {}  # for machines only: series, lists
+    notes: tuple[str, ...] = ()  # what no number says, in sentences
 
     def as_json(self) -> dict[str, Any]:
         """Values as they were measured, never rounded."""
@@ -59,6 +60,7 @@ class Result(NamedTuple):
                 }
                 for figure in self.figures
             },
+            "notes": list(self.notes),
             "details": dict(self.details),
         }
 
@@ -94,7 +96,7 @@ def table(result: Result) -> str:
     for name, value, unit, goal, verdict in rows:
         line = f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {unit:<{widths[2]}}  {goal:<{widths[3]}}"
         lines.append(f"{line}  {verdict}".rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *result.notes])
 
 
 def words(facts: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from service.monitor.memory_history import MemoryHistory
 from service.records import Load
 
 _MB = 1024 * 1024
@@ -48,6 +49,7 @@ class MemorySampler:
         self.pss_mb_last = 0.0
         self.pss_mb_peak = 0.0
         self.processes = 0
+        self.history = MemoryHistory(monotonic_s)
 
     def sample(self) -> Load:
         """Read the tree once. A process that ends meanwhile counts nothing.
@@ -59,6 +61,7 @@ class MemorySampler:
         self.processes = len(pids)
         self.pss_mb_last = pss_bytes / _MB
         self.pss_mb_peak = max(self.pss_mb_peak, self.pss_mb_last)
+        self.history.add(self.pss_mb_last)
         return Load(
             memory_fraction=self.pss_mb_last / self.limit_mb,
             cpu_fraction=self._cpu_fraction(pids),

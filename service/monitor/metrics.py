@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from service.monitor.performance import PerformanceMonitor
+from service.monitor.performance import Percentiles, PerformanceMonitor, cache_use
 
 Kind = Literal["counter", "gauge"]
 Sample = tuple[Mapping[str, str], float]
@@ -89,23 +89,30 @@ def _number(value: float) -> str:
 
 
 def performance_metrics(performance: PerformanceMonitor) -> list[Metric]:
-    """Operations and counters of the monitor, labelled with their names."""
-    totals = performance.totals()
-    medians: dict[str, float] = {}
-    worst: dict[str, float] = {}
-    for kind in totals:
-        if (percentiles := performance.percentiles(kind)) is not None:
-            medians[kind], worst[kind] = percentiles.p50, percentiles.p99
+    """Operations, counters and caches of the monitor, labelled with their names."""
+    totals, counters = performance.totals(), performance.counters
+    recent = performance.recent_percentiles()
     counts = {kind: total.count for kind, total in totals.items()}
     seconds = {kind: total.seconds for kind, total in totals.items()}
+    hit_fractions = {name: use.hit_fraction for name, use in cache_use(counters).items()}
     return [
         Metric.by("operation", "perpd_operations_total", "counter", "Operations done.", counts),
         Metric.by(
             "operation", "perpd_operation_seconds_total", "counter", "Time spent in operations.", seconds
         ),
-        Metric.by(
-            "operation", "perpd_operation_p50_seconds", "gauge", "Median of the last operations.", medians
-        ),
-        Metric.by("operation", "perpd_operation_p99_seconds", "gauge", "99th percentile of the same.", worst),
-        Metric.by("event", "perpd_events_total", "counter", "What parts counted.", performance.counters),
+        *(_quantile(recent, name, words) for name, words in _QUANTILES.items()),
+        Metric.by("event", "perpd_events_total", "counter", "What parts counted.", counters),
+        Metric.by("cache", "perpd_cache_hit_ratio", "gauge", "Hits of all lookups, 0 to 1.", hit_fractions),
     ]
+
+
+_QUANTILES = {
+    "p50": "Median of the last operations.",
+    "p95": "95th percentile of the same.",
+    "p99": "99th percentile of the same.",
+}
+
+
+def _quantile(recent: Mapping[str, Percentiles], name: str, words: str) -> Metric:
+    values = {kind: float(getattr(found, name)) for kind, found in recent.items()}
+    return Metric.by("operation", f"perpd_operation_{name}_seconds", "gauge", words, values)

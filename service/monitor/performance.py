@@ -1,12 +1,16 @@
 """How long operations take and how often things happen, in memory that never grows.
 
-The last 500 operations of all kinds and the last 100 of each kind are kept as numbers in fixed arrays;
-totals are kept for ever. Durations are wall seconds.
+The last 500 operations of all kinds and the last 100 of each kind are kept as numbers in arrays; totals
+are kept for ever. A length of 0 keeps everything, as the founding report's "before" did per kind, and then
+it grows. Durations are wall seconds.
 """
 
+import sys
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,28 +23,36 @@ OTHER = "other"
 
 
 class Window:
-    """The last `size` numbers, in one array."""
+    """The last `size` numbers, in one array; of size 0, all of them.
 
-    def __init__(self, size: int) -> None:
-        self._values = array("d")
+    Args: code: of the array's items; "H" holds whole numbers up to 65,535 in a quarter of the space.
+    """
+
+    def __init__(self, size: int, code: Literal["d", "H"] = "d") -> None:
+        self._values: array[Any] = array(code)
         self._size = size
         self._next = 0
 
     def add(self, value: float) -> None:
-        if len(self._values) < self._size:
-            self._values.append(value)
-        else:
+        if self._size and len(self._values) == self._size:
             self._values[self._next] = value
-        self._next = (self._next + 1) % self._size
+            self._next = (self._next + 1) % self._size
+            return
+        self._values.append(value)
+        if len(self._values) == self._size:
+            self._values = self._values[:]  # full: without the room that an array keeps for growing
 
     def values(self) -> list[float]:
         """Oldest first."""
-        if len(self._values) < self._size:
-            return list(self._values)
         return [*self._values[self._next :], *self._values[: self._next]]
 
     def __len__(self) -> int:
         return len(self._values)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the numbers take, with the room their array keeps for growing."""
+        return sys.getsizeof(self._values)
 
 
 def percentile(ordered: list[float], fraction: float) -> float:
@@ -55,6 +67,7 @@ class Percentiles(msgspec.Struct, frozen=True):
     """Of the last operations of one kind, in seconds; `count` says how many these are."""
 
     count: int
+    mean: float
     p50: float
     p95: float
     p99: float
@@ -74,6 +87,34 @@ class Totals(msgspec.Struct, frozen=True):
         return self.seconds / self.count
 
 
+class CacheUse(msgspec.Struct, frozen=True):
+    """How often a cache had what was asked of it, since the start."""
+
+    hits: int
+    misses: int
+
+    @property
+    def hit_fraction(self) -> float:
+        return self.hits / (self.hits + self.misses)
+
+
+def cache_use(counters: Mapping[str, int]) -> dict[str, CacheUse]:
+    """Each cache that was asked, by name: one counts NAME.misses and NAME.hits, or NAME.TIER_hits by tier.
+
+    The analyser keeps the result of a symbol whose candles did not change: that is a cache too.
+    """
+    hits: Counter[str] = Counter({"analysis results": counters.get("analysis.reused", 0)})
+    misses: Counter[str] = Counter({"analysis results": counters.get("analysis.analysed", 0)})
+    for key, count in counters.items():
+        name, _, what = key.rpartition(".")
+        if what == "hits" or what.endswith("_hits"):
+            hits[name] += count
+        elif what == "misses":
+            misses[name] += count
+    asked = hits + misses
+    return {name: CacheUse(hits=hits[name], misses=misses[name]) for name in sorted(asked)}
+
+
 class _Kind:
     def __init__(self, number: int, window: int) -> None:
         self.number = number
@@ -84,14 +125,17 @@ class _Kind:
 
 
 class PerformanceMonitor:
-    """Where parts report what they do. Implements `ports.Recorder`; never raises, never grows."""
+    """Where parts report what they do. Implements `ports.Recorder`; never raises.
+
+    It never grows, except where the settings ask it to keep all operations.
+    """
 
     def __init__(self, settings: MonitorSettings, clock: Clock) -> None:
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self._per_kind = settings.operations_per_kind
         self._kinds: dict[str, _Kind] = {}
-        self._recent_kinds = Window(settings.operations)
+        self._recent_kinds = Window(settings.operations, "H")
         self._recent_seconds = Window(settings.operations)
         self._counters: dict[str, int] = {}
 
@@ -136,11 +180,16 @@ class PerformanceMonitor:
         ordered = sorted(values)
         return Percentiles(
             count=len(values),
+            mean=sum(values) / len(values),
             p50=percentile(ordered, 0.50),
             p95=percentile(ordered, 0.95),
             p99=percentile(ordered, 0.99),
             last=values[-1],
         )
+
+    def recent_percentiles(self) -> dict[str, Percentiles]:
+        """Of each kind that was ever recorded."""
+        return {kind: found for kind in self._kinds if (found := self.percentiles(kind)) is not None}
 
     def totals(self) -> dict[str, Totals]:
         """Every kind since the start."""
@@ -154,6 +203,12 @@ class PerformanceMonitor:
             )
             for name, kind in self._kinds.items()
         }
+
+    @property
+    def history_bytes(self) -> int:
+        """What the last operations take, of all kinds and of each kind; totals are apart."""
+        windows = [self._recent_kinds, self._recent_seconds, *(kind.window for kind in self._kinds.values())]
+        return sum(window.size_bytes for window in windows)
 
     def recent(self) -> list[tuple[str, float]]:
         """The last operations of all kinds, oldest first: kind and seconds."""

@@ -5,14 +5,15 @@ import gc
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from service.monitor.control import BadQuestion, Question
+from service.monitor.explained import HeapMarks, explain
 from service.monitor.guard import MemoryGuard
 from service.monitor.memory import MemorySampler
+from service.monitor.memory_history import Point
 
 _TYPES_SHOWN = 15
 _LINES_SHOWN = 15
@@ -23,21 +24,20 @@ _TASK_NAMES_SHOWN = 20
 class MemoryReport:
     """Answers the question "memory".
 
-    Args: parts: a part's name to a function that says its own bytes; looked at when asked, so that parts
-    may be added while the daemon opens them.
+    Args: marks: the daemon's heap by named part.
     """
 
     def __init__(
         self,
         sampler: MemorySampler,
         guard: MemoryGuard,
-        parts: Mapping[str, Callable[[], int]],
+        marks: HeapMarks,
         *,
         proc: Path = Path("/proc"),
     ) -> None:
         self._sampler = sampler
         self._guard = guard
-        self._parts = parts
+        self._marks = marks
         self._proc = proc
         self._tracing = False
 
@@ -46,17 +46,17 @@ class MemoryReport:
         trace_s = question.get("trace_s", 0)
         if not isinstance(trace_s, int | float) or not 0 <= trace_s <= _LONGEST_TRACE_S:
             raise BadQuestion(f"trace_s is 0 to {_LONGEST_TRACE_S:.0f} seconds")
-        traced = await self._trace(trace_s) if trace_s else None
         self._sampler.sample()
         answer = {
             "budget": self._budget(),
-            "processes": await self._processes(),
-            "parts": {name: size() for name, size in self._parts.items()},
+            **await explain(self._sampler.tree(), self._marks, self._proc),
+            "history": self._history(),
             "objects": _objects(),
             "tasks": _tasks(),
             "file_descriptors": self._descriptors(),
         }
-        return answer if traced is None else answer | {"trace": traced}
+        # Last: what the tracer itself takes is none of the daemon's parts.
+        return answer | {"trace": await self._trace(trace_s)} if trace_s else answer
 
     def _budget(self) -> dict[str, Any]:
         sampler, guard = self._sampler, self._guard
@@ -72,12 +72,13 @@ class MemoryReport:
             "growth_mb_per_hour": guard.growth_mb_per_hour,
         }
 
-    async def _processes(self) -> list[dict[str, Any]]:
-        found = []
-        for pid in self._sampler.tree():
-            found.append(process_memory(pid, self._proc))
-            await asyncio.sleep(0)  # each takes milliseconds of the loop
-        return [process for process in found if process["rss_bytes"]]
+    def _history(self) -> dict[str, Any]:
+        """[seconds ago, lowest, mean, highest MB], oldest first."""
+        history = self._sampler.history
+        return {
+            "minutes": [_rounded(point) for point in history.minutes()],
+            "hours": [_rounded(point) for point in history.hours()],
+        }
 
     def _descriptors(self) -> dict[str, int]:
         kinds: Counter[str] = Counter()
@@ -108,6 +109,10 @@ class MemoryReport:
         with ThreadPoolExecutor(1, "trace") as thread:  # it ends with the trace
             lines = await asyncio.get_running_loop().run_in_executor(thread, _compare, before, after)
         return {"seconds": seconds, "tracer_bytes": cost_bytes, "lines": lines}
+
+
+def _rounded(point: Point) -> list[float]:
+    return [round(value, 2) for value in point]
 
 
 def _compare(before: Any, after: Any) -> list[dict[str, Any]]:
@@ -146,52 +151,3 @@ def _tasks() -> dict[str, Any]:
     tasks = asyncio.all_tasks()
     names = Counter(task.get_name().rstrip("0123456789-") for task in tasks)
     return {"total": len(tasks), "by_name": dict(names.most_common(_TASK_NAMES_SHOWN))}
-
-
-def process_memory(pid: int, proc: Path = Path("/proc")) -> dict[str, Any]:
-    """One process: PSS, USS, RSS in bytes, and its PSS by what is mapped. All 0 when it is gone."""
-    totals: Counter[str] = Counter()
-    mapped: Counter[str] = Counter()
-    kind = ""
-    for line in _lines(proc / str(pid) / "smaps"):
-        name, _, rest = line.partition(":")
-        if name == "Pss":
-            size = int(rest.split()[0]) * 1024
-            totals["pss"] += size
-            mapped[kind] += size
-        elif name == "Rss":
-            totals["rss"] += int(rest.split()[0]) * 1024
-        elif name in ("Private_Clean", "Private_Dirty"):
-            totals["uss"] += int(rest.split()[0]) * 1024
-        elif "-" in name.partition(" ")[0]:  # the head of a mapping: addresses, rights, ..., path
-            kind = _kind(line.split(None, 5)[5].strip() if len(line.split(None, 5)) > 5 else "")
-    command = "".join(_lines(proc / str(pid) / "comm")).strip()
-    return {
-        "pid": pid,
-        "name": command or "gone",
-        "pss_bytes": totals["pss"],
-        "uss_bytes": totals["uss"],
-        "rss_bytes": totals["rss"],
-        "mapped_pss_bytes": {name: size for name, size in mapped.most_common() if size},
-    }
-
-
-def _kind(path: str) -> str:
-    """What a mapping is, in words."""
-    if path.endswith("candles.mmap"):
-        return "candle store"
-    if path in ("", "[heap]") or path.startswith(("[anon", "/dev/zero")):
-        return "heap"
-    if path.startswith("["):
-        return "stack and kernel pages"
-    if ".sqlite3" in path:
-        return "state database"
-    return "code and libraries"
-
-
-def _lines(path: Path) -> Iterable[str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.readlines()
-    except OSError:
-        return ()

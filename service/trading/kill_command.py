@@ -16,8 +16,8 @@ from typing import Any
 from service.clock import WallClock
 from service.directory import data_directory, market_name
 from service.errors import EXIT_USAGE, DaemonUnreachable, DataDirectoryUnusable
+from service.monitor.asking import ask
 from service.monitor.control import SOCKET_NAME
-from service.monitor.memory_command import ask
 from service.settings import Settings
 from service.trading.halting import described, lift, read_switch, write_switch
 from service.trading.killswitch import Level, tripped

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.bench.imports import ROLES, weighed
+from service.bench.memory import differing, timeless, uncounted
 from service.bench.plot import fit
 from service.bench.report import page
 from service.bench.result import Figure, quantile, shown
@@ -181,3 +182,44 @@ def test_the_way_of_orders_is_measured_for_entries_and_stops(tmp_path):
     assert found["entry, decision to wire, p50"] <= found["entry, with the venue's leverage, p50"]
     assert result["figures"]["entry, decision to wire, p99"]["goal"] == 5.0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_founding_table_compares_two_runs_that_decided_the_same(tmp_path):
+    result = bench("memory", "--symbols", "70", "--candles", "120", "--cycles", "7", cwd=tmp_path)
+    assert result["details"]["differences"] == []
+    assert result["notes"][0].startswith("identical: yes, ")
+    before, after = (result["details"][name] for name in ("before", "after"))
+    assert max(map(int, before["batch_symbols"])) == 12  # 2 workers x 2 x 3
+    assert max(map(int, after["batch_symbols"])) == 8
+    assert before["put"]["signals"] > 0
+    assert before["put"]["fills"] > 0, "real entries were decided, not only shadows"
+    assert after["stream_records"] <= 50
+    for seen in (before, after):
+        assert len(seen["cycle_s"]) == len(seen["pss_mb"]) == 7
+        assert min(seen[f"{part}_bytes"] for part in ("batch", "buffer", "history", "cache")) > 0
+    found = values(result)
+    saving = found["ParallelAnalyzer, results of a batch, mean, saving"]
+    assert saving == pytest.approx((1 - after["batch_mean_bytes"] / before["batch_mean_bytes"]) * 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_that_differ_in_more_than_their_times_are_named():
+    record = {"seq": 1, "signal_id": "a", "candle_close_ms": 5, "decided_ms": 7}
+    assert timeless(record) == {"seq": 1, "signal_id": "a", "candle_close_ms": 5}
+    same = {"signals": [timeless(record)]}
+    assert list(differing(same, same)) == []
+    other = {"signals": [timeless({**record, "signal_id": "b"})], "fills": [{"seq": 1}]}
+    assert list(differing(same, other)) == ["fills: 0 records before, 1 after", "signals 1: signal_id"]
+
+
+def test_a_record_or_an_operation_that_was_lost_is_named():
+    seen = {"put": {"signals": 2}, "recorded": {"cycle": 3}, "kept": {"cycle": 3}}
+    archive = {"signals": [{}, {}], "fills": []}
+    assert list(uncounted(seen, seen, [archive, archive])) == []
+    lost = {**seen, "kept": {"cycle": 2}}
+    words = list(uncounted(seen, lost, [archive, {"signals": [{}]}]))
+    assert words == [
+        "after: records put {'signals': 2}, kept {'signals': 1}",
+        "after: operations recorded and not counted {'cycle': 1}",
+        "operation cycle: 3 before, 2 after",
+    ]

@@ -14,12 +14,14 @@ import pytest
 
 from service.clock import WallClock
 from service.errors import DaemonUnreachable
+from service.monitor.asking import ask
 from service.monitor.control import SOCKET_NAME, BadQuestion, controlling, short_path
+from service.monitor.explained import HeapMarks
 from service.monitor.guard import MemoryGuard
 from service.monitor.memory import MemorySampler
-from service.monitor.memory_command import ask, lines
+from service.monitor.memory_command import lines
 from service.monitor.performance import PerformanceMonitor
-from service.monitor.report import MemoryReport, process_memory
+from service.monitor.report import MemoryReport
 from service.settings import MonitorSettings
 
 
@@ -182,7 +184,9 @@ def report() -> MemoryReport:
         quiet=lambda on: None,
         stop=lambda reason: None,
     )
-    return MemoryReport(sampler, guard, {"everything": lambda: 4_096})
+    marks = HeapMarks()
+    marks.parts["everything"] = lambda: 4_096
+    return MemoryReport(sampler, guard, marks)
 
 
 async def test_the_report_names_processes_parts_objects_tasks_and_descriptors(
@@ -192,9 +196,10 @@ async def test_the_report_names_processes_parts_objects_tasks_and_descriptors(
         answer = await asked(tmp_path, {"ask": "memory"})
     own = answer["processes"][0]
     assert 0 < own["uss_bytes"] <= own["pss_bytes"] <= own["rss_bytes"]
-    assert sum(own["mapped_pss_bytes"].values()) == own["pss_bytes"]
+    assert sum(own["parts"].values()) + answer["unexplained_bytes"] == own["pss_bytes"]
     assert answer["budget"]["limit_mb"] == 1_000
-    assert answer["parts"] == {"everything": 4_096}
+    assert own["parts"]["everything"] == 4_096
+    assert answer["history"]["minutes"][-1][2] == pytest.approx(answer["budget"]["pss_mb"], rel=0.01)
     assert len(answer["objects"]["by_type"]) == 15
     assert answer["tasks"]["total"] >= 2
     assert answer["file_descriptors"]["total"] > 3
@@ -202,6 +207,8 @@ async def test_the_report_names_processes_parts_objects_tasks_and_descriptors(
     text = "\n".join(lines(answer))
     assert "level normal" in text
     assert "everything" in text
+    assert "% of the daemon's own process" in text
+    assert "last hour, PSS" in text
 
 
 async def test_a_trace_shows_the_line_that_allocated_and_stops(report: MemoryReport, tmp_path: Path) -> None:
@@ -225,8 +232,3 @@ async def test_a_trace_beyond_its_bounds_is_refused(report: MemoryReport, tmp_pa
     async with controlling(tmp_path, {"memory": report.answer}):
         with pytest.raises(DaemonUnreachable, match="trace_s is 0 to 3600"):
             await asked(tmp_path, {"ask": "memory", "trace_s": 1e9})
-
-
-def test_a_process_that_is_gone_holds_nothing(tmp_path: Path) -> None:
-    gone = process_memory(1, tmp_path)
-    assert (gone["name"], gone["rss_bytes"]) == ("gone", 0)

@@ -72,4 +72,5 @@ def test_the_monitors_figures_make_a_page() -> None:
     }
     assert families["perpd_operations"].samples[0].value == 2
     assert families["perpd_operation_p50_seconds"].samples[0].value == 0.5
+    assert families["perpd_operation_p95_seconds"].samples[0].value == pytest.approx(0.725)
     assert families["perpd_events"].samples[0].labels == {"event": "stale"}

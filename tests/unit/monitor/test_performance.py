@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.clock import ManualClock
-from service.monitor.performance import OTHER, PerformanceMonitor, Window, percentile
+from service.monitor.performance import OTHER, PerformanceMonitor, Window, cache_use, percentile
 from service.settings import MonitorSettings
 
 
@@ -82,3 +82,23 @@ def test_names_made_of_data_do_not_make_it_grow() -> None:
     assert sum(total.count for total in monitor.totals().values()) == 2_000
     assert monitor.counters[OTHER] + len(monitor.counters) - 1 == 2_000
     assert len(monitor.recent()) == 500
+
+
+def test_a_length_of_zero_keeps_every_operation() -> None:
+    monitor = PerformanceMonitor(MonitorSettings(operations=10, operations_per_kind=0), ManualClock())
+    for number in range(2_000):
+        monitor.record("cycle", float(number))
+    percentiles = monitor.percentiles("cycle")
+    assert percentiles is not None
+    assert (percentiles.count, percentiles.mean, percentiles.last) == (2_000, 999.5, 1_999.0)
+    assert len(monitor.recent()) == 10
+
+
+def test_caches_are_told_by_their_hits_and_misses() -> None:
+    counters = {"features.memory_hits": 2, "features.tier_hits": 1, "features.misses": 1}
+    counters |= {"analysis.reused": 4, "fills": 9, "empty.hits": 0}
+    uses = cache_use(counters)
+    assert {name: use.hit_fraction for name, use in uses.items()} == {
+        "features": 0.75,
+        "analysis results": 1.0,
+    }
