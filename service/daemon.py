@@ -4,7 +4,6 @@ The only file that knows all parts, and the only place where an unexpected error
 """
 
 import asyncio
-import gc
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -45,6 +44,7 @@ from service.market.funding import FundingHistory
 from service.market.instruments import InstrumentTable
 from service.market.universe import Universe, select
 from service.monitor.budget import Level
+from service.monitor.collection import Collector
 from service.monitor.control import controlling
 from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
 from service.monitor.lag import LoopLag
@@ -269,6 +269,7 @@ class _Opened:
             stop=lambda reason: self.stop.set(reason),
         )
         self.keeper = Keeper(directory / "archive", settings.archive, monitor, calm=self._calm)
+        self.collector = Collector(monitor, limit_ms=settings.cycle.collect_limit_ms)
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
@@ -368,6 +369,7 @@ class _Opened:
             store=self.store,
             archive=self.archive,
             monitor=self.monitor,
+            collector=self.collector,
             load=lambda: self.guard.load,
             entries_off=self._entries_off,
         )
@@ -398,8 +400,7 @@ class _Opened:
             await feed.settled()
             log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
             await self._decided_before()
-            gc.collect()
-            gc.freeze()  # what start-up made lives as long as the process: collections need not look at it
+            self.collector.freeze()
             log.info("trading", symbols=len(universe.symbols))
             self.notifier.ready("trading")
             started.set()

@@ -123,6 +123,7 @@ class _Observer:
             "daemon_cpu_s": cpu_s(os.getpid()),
             "pss_mb": sum(memory.proportional for memory in memories) / MB,
             "uss_mb": sum(memory.unique for memory in memories) / MB,
+            "anonymous_mb": sum(memory.anonymous for memory in memories) / MB,
             "daemon_pss_mb": memories[0].proportional / MB,
             "processes": len(pids),
             "objects": objects,

@@ -96,7 +96,7 @@ def test_a_soak_reports_slopes_and_draws_them(tmp_path):
     assert min(samples[-1][name] for name in ("pss_mb", "uss_mb", "objects", "tasks", "fds")) > 0
     image = ElementTree.parse(plot).getroot()
     assert image.tag == "{http://www.w3.org/2000/svg}svg"
-    assert len(image.findall(".//{http://www.w3.org/2000/svg}polyline")) == 14
+    assert len(image.findall(".//{http://www.w3.org/2000/svg}polyline")) == 16
     assert list(tmp_path.iterdir()) == [plot]
 
 
