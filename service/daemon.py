@@ -46,7 +46,7 @@ from service.market.universe import Universe, select
 from service.monitor.budget import Level
 from service.monitor.collection import Collector
 from service.monitor.control import controlling
-from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
+from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, within_limit
 from service.monitor.lag import LoopLag
 from service.monitor.memory import MemorySampler, memory_limit_mb
 from service.monitor.performance import PerformanceMonitor
@@ -146,11 +146,11 @@ async def _trade(
 ) -> None:
     settings = loaded.settings
     monitor = PerformanceMonitor(settings.monitor, WallClock())
-    check_limit(settings, memory_limit_mb(settings.monitor.memory_limit_mb))
+    analysis = within_limit(settings, memory_limit_mb(settings.monitor.memory_limit_mb))
     log.info("daemon starting", mode=settings.run.mode, data_dir=str(directory), pid=os.getpid())
     try:
         async with (
-            open_pool(settings.analysis, nursery) as pool,
+            open_pool(analysis, nursery) as pool,
             open_venue(loaded, directory, monitor) as venue,
             open_sqlite(directory / "state.sqlite3") as store,
             archiving(

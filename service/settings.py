@@ -96,6 +96,7 @@ class AnalysisSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields
     batch_limit_s: Positive = 10.0
     collect_after_batch: bool = True
     worker_memory_limit_mb: Positive = 150.0
+    worker_max_batches: Count = 10_000
 
 
 class FeatureSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
