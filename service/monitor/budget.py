@@ -15,10 +15,11 @@ _HOUR_S = 3_600.0
 _GROWTH_STEP_S = 60.0
 _GROWTH_POINTS = 720  # half a day of minutes; a longer window keeps fewer points an hour
 
-# What start-up takes in MB, measured as PSS: the daemon; nursery and each worker; a symbol and its candles.
-_DAEMON_MB = 46.0
-_NURSERY_MB, _WORKER_MB = 10.0, 6.0
-_SYMBOL_MB, _CANDLE_MB = 0.02, 3 * 56 / 1e6
+# What start-up takes in MB, measured as if nobody else on the machine mapped the same libraries (27 MB of
+# it): the daemon; nursery and each worker; a symbol and a candle of its three timeframes.
+_DAEMON_MB = 63.5
+_NURSERY_MB, _WORKER_MB = 9.0, 1.6
+_SYMBOL_MB, _CANDLE_MB = 0.007, 3 * 56 / 1e6
 # Of its own a worker reports what it shares with the nursery, too; the room is what a batch needs meanwhile.
 _WORKER_OWN_MB, _WORKER_ROOM_MB = 20.0, 10.0
 
@@ -191,7 +192,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 
 def needed_mb(analysis: AnalysisSettings, market: MarketSettings) -> float:
-    """MB (PSS) that start-up takes at least, before the first cycle; measured, rounded up to whole MB."""
+    """MB that start-up takes before the first cycle, where the daemon is alone; rounded up to whole MB."""
     workers = _NURSERY_MB + _WORKER_MB * analysis.workers if analysis.workers else 0.0
     symbols = market.symbols * (_SYMBOL_MB + market.candles * _CANDLE_MB)
     return math.ceil(_DAEMON_MB + workers + symbols)
