@@ -35,6 +35,7 @@ class Collector:
         self._cpu_s = cpu_s
         self._collect = collect
         self._owed_s = 0.0  # CPU time beyond the limits of the cycles since
+        self.last_cpu_s = 0.0  # of the last collection: wall time has other programs' turns in it
 
     def freeze(self) -> None:
         """Collect, then leave what is alive out of later collections: it lives as long as the process."""
@@ -46,7 +47,8 @@ class Collector:
         generation = _YOUNG if self._owed_s > 0 else 2
         wall_s, cpu_s = self._wall_s(), self._cpu_s()
         found = self._collect(generation)
-        self._owed_s = max(self._owed_s + self._cpu_s() - cpu_s - self._limit_s, 0.0)
+        self.last_cpu_s = self._cpu_s() - cpu_s
+        self._owed_s = max(self._owed_s + self.last_cpu_s - self._limit_s, 0.0)
         seconds = self._wall_s() - wall_s
         self._recorder.record("garbage", seconds)
         self._recorder.count("garbage.young" if generation == _YOUNG else "garbage.full")
