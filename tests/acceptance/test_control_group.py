@@ -15,6 +15,7 @@ TOLD = ("memory level", "memory reaction")
 ELEVATED = [
     "elevated",
     "smaller batches",
+    "smaller caches",
     "early archive flush",
     "free memory handed back",
     "training deferred",
