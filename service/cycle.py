@@ -1,6 +1,5 @@
 """One trading cycle: look at the market, analyse it, decide on each signal, trade the best of them."""
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from service.analysis.analyzer import AnalysisResult, ParallelAnalyzer
 from service.archive.archiver import DataArchiver
 from service.market.feed import CandleFeed
 from service.market.instruments import InstrumentTable
+from service.monitor.collection import Collector
 from service.monitor.performance import PerformanceMonitor
 from service.ports import Clock, StateStore
 from service.records import (
@@ -60,6 +60,7 @@ class Parts:
     store: StateStore
     archive: DataArchiver
     monitor: PerformanceMonitor
+    collector: Collector
     load: Callable[[], Load]
     entries_off: Callable[[], str]  # why nothing may be opened now, or ""
     halt: Callable[[], Refused | None]  # the kill switch's answer while it is tripped
@@ -91,7 +92,7 @@ async def run_cycle(parts: Parts, number: int) -> CycleReport:
         decisions = await _decide_all(parts, new, stale, number)
     with parts.monitor.operation("cycle.shadows"):
         await parts.follower.follow(now_ms)
-    garbage_s = _collect(parts)
+    garbage_s = parts.collector.collect() if parts.settings.cycle.collect_garbage else 0.0
     return _report(parts, number, analysis, stale, decisions, started_s, garbage_s, close_to_signal_s)
 
 
@@ -206,17 +207,6 @@ async def _keep(parts: Parts, decisions: Sequence[tuple[Signal, Decision]]) -> N
         await parts.archive.put("signals", signal)
         await parts.archive.put("decisions", decision)
         parts.shadows.open(signal, traded=decision.outcome is DecisionOutcome.ACCEPTED)
-
-
-def _collect(parts: Parts) -> float:
-    """Collect garbage at the end of a cycle; cheap, since what start-up made is frozen."""
-    if not parts.settings.cycle.collect_garbage:
-        return 0.0
-    started_s = parts.clock.monotonic_s()
-    gc.collect()
-    seconds = parts.clock.monotonic_s() - started_s
-    parts.monitor.record("garbage", seconds)
-    return seconds
 
 
 def _report(

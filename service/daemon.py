@@ -4,7 +4,6 @@ The only file that knows all parts, and the only place where an unexpected error
 """
 
 import asyncio
-import gc
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -47,9 +46,10 @@ from service.market.universe import Universe, select
 from service.monitor.advisor import Advisor
 from service.monitor.budget import Level
 from service.monitor.by_hand import answer_by_hand
+from service.monitor.collection import Collector
 from service.monitor.control import BadQuestion, controlling
 from service.monitor.explained import HeapMarks
-from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, check_limit
+from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, within_limit
 from service.monitor.lag import LoopLag
 from service.monitor.memory import MemorySampler, available_cpus, memory_limit_mb
 from service.monitor.performance import PerformanceMonitor
@@ -152,11 +152,11 @@ async def _trade(
     settings = loaded.settings
     marks = HeapMarks()
     monitor = PerformanceMonitor(settings.monitor, WallClock())
-    check_limit(settings, memory_limit_mb(settings.monitor.memory_limit_mb))
+    analysis = within_limit(settings, memory_limit_mb(settings.monitor.memory_limit_mb))
     log.info("daemon starting", mode=settings.run.mode, data_dir=str(directory), pid=os.getpid())
     try:
         async with (
-            open_pool(settings.analysis, nursery) as pool,
+            open_pool(analysis, nursery) as pool,
             open_venue(loaded, directory, monitor) as venue,
             open_sqlite(directory / "state.sqlite3") as store,
             archiving(
@@ -289,6 +289,7 @@ class _Opened:
             lag_alarm_ms=settings.monitor.lag_alarm_ms,
             cores=available_cpus(),
         )
+        self.collector = Collector(monitor, limit_ms=settings.cycle.collect_limit_ms)
         self.status = Status(self.clock, settings.cycle.interval_s)
         self.status.archive_writable = lambda: archive.writable
         self.stop = StopRequest()
@@ -419,6 +420,7 @@ class _Opened:
             store=self.store,
             archive=self.archive,
             monitor=self.monitor,
+            collector=self.collector,
             load=lambda: self.guard.load,
             entries_off=self._entries_off,
             halt=kill.refusal,
@@ -454,9 +456,8 @@ class _Opened:
             await feed.settled()
             log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
             await self._decided_before()
-            gc.collect()
+            self.collector.freeze()
             self.marks.started()
-            gc.freeze()  # what start-up made lives as long as the process: collections need not look at it
             log.info("trading", symbols=len(universe.symbols))
             self.notifier.ready("trading")
             started.set()

@@ -142,7 +142,7 @@ class RefusalReason(StrEnum):
     ORDER_UNKNOWN = "order_unknown"
 
 
-class Instrument(Record, frozen=True, kw_only=True):
+class Instrument(Record, frozen=True, kw_only=True, gc=False):
     """The venue's rules for one symbol."""
 
     symbol: str
@@ -166,7 +166,7 @@ class Instrument(Record, frozen=True, kw_only=True):
     multiplier_down: Decimal
 
 
-class Bracket(Record, frozen=True, kw_only=True):
+class Bracket(Record, frozen=True, kw_only=True, gc=False):
     """One row of a symbol's leverage brackets, ordered by notional."""
 
     notional_floor: Decimal
@@ -183,7 +183,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     cpu_fraction: float  # CPU time over what all cores could have given
 
 
-class Ticker(Record, frozen=True, kw_only=True):
+class Ticker(Record, frozen=True, kw_only=True, gc=False):
     """Last 24 hours of one symbol."""
 
     symbol: str
@@ -224,7 +224,7 @@ class FundingRate(Record, frozen=True, kw_only=True, gc=False):
     mark_price: float  # at the settlement; 0 where the venue does not say
 
 
-class Signal(Record, frozen=True, kw_only=True):
+class Signal(Record, frozen=True, kw_only=True, gc=False):
     """A strategy's wish to open a position, computed on closed candles only.
 
     `signal_id` is deterministic: strategy, symbol, candle close and side, so the same candles give the
@@ -250,7 +250,7 @@ class DecisionOutcome(StrEnum):
     REFUSED = "refused"
 
 
-class Decision(Record, frozen=True, kw_only=True):
+class Decision(Record, frozen=True, kw_only=True, gc=False):
     """What became of one signal. Each signal has exactly one."""
 
     signal_id: str
@@ -270,7 +270,7 @@ class Decision(Record, frozen=True, kw_only=True):
     equity: Decimal = Decimal(0)
 
 
-class OrderRequest(Record, frozen=True, kw_only=True):
+class OrderRequest(Record, frozen=True, kw_only=True, gc=False):
     """One order as we ask for it. `trigger_price` is set on conditional orders only."""
 
     client_order_id: str
@@ -288,7 +288,7 @@ class OrderRequest(Record, frozen=True, kw_only=True):
     working_type: str = ""  # conditional orders: CONTRACT_PRICE or MARK_PRICE; "" is as configured
 
 
-class Order(Record, frozen=True, kw_only=True):
+class Order(Record, frozen=True, kw_only=True, gc=False):
     """An order and what is known of its life. A new record replaces the old on each change."""
 
     client_order_id: str
@@ -309,7 +309,7 @@ class Order(Record, frozen=True, kw_only=True):
     became_order_id: str = ""  # conditional orders: venue id of the order that the trigger made
 
 
-class Fill(Record, frozen=True, kw_only=True):
+class Fill(Record, frozen=True, kw_only=True, gc=False):
     """One execution of one order, on the venue's grid."""
 
     trade_id: str
@@ -326,7 +326,7 @@ class Fill(Record, frozen=True, kw_only=True):
     filled_ms: int
 
 
-class Adjustment(Record, frozen=True, kw_only=True):
+class Adjustment(Record, frozen=True, kw_only=True, gc=False):
     """A change of the wallet that is not a trade: funding, transfer, correction."""
 
     adjustment_id: str
@@ -343,7 +343,7 @@ class Adjustment(Record, frozen=True, kw_only=True):
         return {"funding": "funding", "deposit": "deposits"}.get(self.kind, "corrections")
 
 
-class VenuePosition(Record, frozen=True, kw_only=True):
+class VenuePosition(Record, frozen=True, kw_only=True, gc=False):
     """A position as the venue holds it. Quantity is signed: negative is short."""
 
     symbol: str
@@ -367,7 +367,7 @@ class Account(Record, frozen=True, kw_only=True):
     at_ms: int  # venue time at which it was received
 
 
-class Position(Record, frozen=True, kw_only=True):
+class Position(Record, frozen=True, kw_only=True, gc=False):
     """A position of ours, from its entry's fill to its close."""
 
     position_id: str
@@ -401,7 +401,7 @@ class Resolution(StrEnum):
     ASSUMED = "assumed"  # even they could not tell: the stop counts
 
 
-class ShadowPosition(Record, frozen=True, kw_only=True):
+class ShadowPosition(Record, frozen=True, kw_only=True, gc=False):
     """A position that is tracked on real prices but never ordered.
 
     Prices are floats: a shadow has no books at the venue. `excursion`s are in R (entry to stop is 1).

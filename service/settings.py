@@ -85,6 +85,7 @@ class CycleSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     close_wait_s: NonNegative = 3.0
     deadline_fraction: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.75
     collect_garbage: bool = True
+    collect_limit_ms: Positive = 1.0
 
 
 class AnalysisSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,6 +96,7 @@ class AnalysisSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields
     batch_limit_s: Positive = 10.0
     collect_after_batch: bool = True
     worker_memory_limit_mb: Positive = 150.0
+    worker_max_batches: Count = 10_000
 
 
 class FeatureSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

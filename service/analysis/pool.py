@@ -1,6 +1,7 @@
 """Executors for the analysis: worker processes forked from a nursery, or this process itself."""
 
 import asyncio
+import contextlib
 import os
 import pickle
 import signal
@@ -87,7 +88,7 @@ class NurseryPool(Executor):
     A task is a module-level function with small arguments. Tasks start in the order given; each worker holds
     at most two. A worker that dies or exceeds `limit_s` fails the task it was at with WorkerLost, the other
     one moves to another worker, and a new worker takes its place. A worker whose own memory exceeds
-    `memory_limit_bytes` after a task, or that did `max_tasks`, is replaced once it is idle.
+    `memory_limit_bytes` after a task is replaced at once, one that did `max_tasks` (0 is never) once idle.
     """
 
     def __init__(
@@ -267,6 +268,19 @@ class NurseryPool(Executor):
             log.info("worker replaced", pid=worker.pid, reason=worker.retired)
             self._refill_later()
 
+    def _replace_now(self, worker: _Worker, reason: str) -> None:
+        """End a worker that is too large; the task that waits beside it begins elsewhere."""
+        if worker not in self._workers:
+            return
+        self._drop(worker)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)  # what it leaks next would come on top
+        self.replaced += 1
+        log.info("worker replaced", pid=worker.pid, reason=reason)
+        self._pending.extendleft(reversed(worker.tasks))
+        worker.tasks.clear()
+        self._refill_later()
+
     # -- tasks go out
 
     def _hand_out(self) -> None:
@@ -327,7 +341,7 @@ class NurseryPool(Executor):
             return
         worker.incoming += self._received[:size]
         buffer = worker.incoming
-        while len(buffer) >= HEADER.size:
+        while len(buffer) >= HEADER.size and worker in self._workers:
             end = HEADER.size + HEADER.unpack_from(buffer)[0]
             if len(buffer) < end:
                 break
@@ -346,7 +360,7 @@ class NurseryPool(Executor):
         worker.answered += 1
         self._watch(worker)
         if own_bytes > self._memory_limit_bytes:
-            self._retire(worker, f"{own_bytes / 1e6:.0f} MB of its own")
+            self._replace_now(worker, f"{own_bytes / 1e6:.0f} MB of its own")
         elif 0 < self._max_tasks <= worker.answered:
             self._retire(worker, f"{worker.answered} tasks")
         elif worker.retired:
@@ -438,6 +452,7 @@ async def open_pool(
             settings.workers,
             limit_s=settings.batch_limit_s,
             memory_limit_bytes=int(settings.worker_memory_limit_mb * 1_000_000),
+            max_tasks=settings.worker_max_batches,
         )
     try:
         yield pool

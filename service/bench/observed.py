@@ -94,6 +94,7 @@ class _Observer:
         self.cycle_s: list[float] = []
         self.analysis_s: list[float] = []
         self.garbage_s: list[float] = []
+        self.garbage_cpu_s: list[float] = []
         self._began_s = time.monotonic()
 
     async def cycle(self, parts: "Parts", number: int) -> "CycleReport":
@@ -101,6 +102,7 @@ class _Observer:
         self.cycle_s.append(report.seconds)
         self.analysis_s.append(report.analysis_s)
         self.garbage_s.append(report.garbage_s)
+        self.garbage_cpu_s.append(parts.collector.last_cpu_s)
         if number % self._every == 0 or number == 1:
             self.write(self.sample(parts, number))
         return report
@@ -126,6 +128,7 @@ class _Observer:
             "daemon_cpu_s": cpu_s(os.getpid()),
             "pss_mb": sum(memory.proportional for memory in memories) / MB,
             "uss_mb": sum(memory.unique for memory in memories) / MB,
+            "anonymous_mb": sum(memory.anonymous for memory in memories) / MB,
             "daemon_pss_mb": memories[0].proportional / MB,
             "processes": len(pids),
             "objects": objects,
@@ -177,6 +180,7 @@ def _main(spec: dict[str, Any]) -> int:
         "cycle_s": observer.cycle_s,
         "analysis_s": observer.analysis_s,
         "garbage_s": observer.garbage_s,
+        "garbage_cpu_s": observer.garbage_cpu_s,
     }
     if lag is not None:
         seen = lag.statistics()

@@ -25,6 +25,7 @@ class Memory(NamedTuple):
     resident: int
     proportional: int
     unique: int
+    anonymous: int = 0  # the share of `proportional` that no file backs: other programs do not move it
 
 
 def command(module: str, spec: Any) -> list[str]:
@@ -79,7 +80,9 @@ def memory_of(pid: int) -> Memory:
     for line in text.splitlines()[1:]:
         name, _, size = line.partition(":")
         sizes[name] = int(size.split()[0]) * 1024
-    return Memory(sizes["Rss"], sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"])
+    return Memory(
+        sizes["Rss"], sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"], sizes.get("Pss_Anon", 0)
+    )
 
 
 def tree(pid: int, without: frozenset[int] = frozenset()) -> Iterator[int]:

@@ -14,19 +14,22 @@ NAME = "soak"
 SUMMARY = "growth of the daemon per 1,000 cycles over the simulated exchange, with a plot"
 MEASURES = (
     "The real daemon with its nursery and workers over a simulated exchange in a process apart, a cycle each "
-    "market minute as fast as `speed` lets them come. Samples between cycles: PSS and USS of the tree, file "
-    "descriptors of all its processes, and the daemon's live containers (without what start-up froze), "
-    "allocated blocks and tasks. Slopes by least squares over the samples after the warm-up, per 1,000 "
-    "cycles; until the book of shadows is full or they expire, it grows by design and the slopes with it."
+    "market minute as fast as `speed` lets them come. Samples between cycles: PSS and USS of the tree, the "
+    "PSS that no file backs (pages of libraries count less while another program on the machine maps them "
+    "too, so only this part is free of its coming and going), file descriptors of all its processes, and the "
+    "daemon's live containers (without what start-up froze), allocated blocks and tasks. Slopes by least "
+    "squares over the samples after the warm-up, per 1,000 cycles."
 )
 SAMPLES = 200
 SLOPE_GOAL_MB = 0.5
 FLAT_GOAL = 1.0  # tasks and descriptors per 1,000 cycles that still count as flat
+GC_GOAL_MS = 1.0
 PSS_GOALS_MB = {200: 100.0, 650: 140.0}  # by symbols
 CANDLES = {200: 200, 650: 500}
 SERIES = {
     "pss_mb": ("PSS", "MB"),
     "uss_mb": ("USS", "MB"),
+    "anonymous_mb": ("PSS without files", "MB"),
     "objects": ("objects", "objects"),
     "blocks": ("blocks", "blocks"),
     "tasks": ("tasks", "tasks"),
@@ -84,7 +87,8 @@ def fitted(samples: list[dict[str, float]], name: str, from_cycle: float) -> Lin
 
 
 def _figures(seen: Observed, lines: dict[str, Line], args: argparse.Namespace) -> tuple[Figure, ...]:
-    samples, cycle_s = seen.samples, seen.end["cycle_s"]
+    samples, cycle_s, garbage_s = seen.samples, seen.end["cycle_s"], seen.end["garbage_s"]
+    garbage_cpu_s = seen.end["garbage_cpu_s"]
     pss = [sample["pss_mb"] for sample in samples]
     figures = []
     for name, (title, unit) in SERIES.items():
@@ -106,7 +110,11 @@ def _figures(seen: Observed, lines: dict[str, Line], args: argparse.Namespace) -
         Figure("cycles", len(cycle_s), "cycles"),
         Figure("whole cycle p50", statistics.median(cycle_s) * 1000, "ms", "less"),
         Figure("whole cycle p99", quantile(cycle_s, 0.99) * 1000, "ms", "less"),
-        Figure("collection p99", quantile(seen.end["garbage_s"], 0.99) * 1000, "ms", "less", 1.0),
+        Figure("collection CPU p50", statistics.median(garbage_cpu_s) * 1000, "ms", "less", GC_GOAL_MS),
+        Figure("collection CPU p99", quantile(garbage_cpu_s, 0.99) * 1000, "ms", "less", GC_GOAL_MS),
+        Figure("collection p50", statistics.median(garbage_s) * 1000, "ms", "less", GC_GOAL_MS),
+        Figure("collection p99", quantile(garbage_s, 0.99) * 1000, "ms", "less"),
+        Figure("collection max", max(garbage_s) * 1000, "ms", "less"),
         Figure("time a cycle, all in all", _wall_per_cycle_ms(samples), "ms", "less"),
         Figure("warnings and errors logged", sum(seen.said.values()), "lines", "less"),
     ]

@@ -9,16 +9,19 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
-from service.settings import AnalysisSettings, MarketSettings, MonitorSettings
+from service.settings import AnalysisSettings, MarketSettings, MonitorSettings, Settings
 
 _HOUR_S = 3_600.0
 _GROWTH_STEP_S = 60.0
 _GROWTH_POINTS = 720  # half a day of minutes; a longer window keeps fewer points an hour
 
-# What start-up takes in MB, measured as PSS: the daemon; nursery and each worker; a symbol and its candles.
-_DAEMON_MB = 46.0
-_NURSERY_MB, _WORKER_MB = 10.0, 6.0
-_SYMBOL_MB, _CANDLE_MB = 0.02, 3 * 56 / 1e6
+# What start-up takes in MB, measured as if nobody else on the machine mapped the same libraries (27 MB of
+# it): the daemon; nursery and each worker; a symbol and a candle of its three timeframes.
+_DAEMON_MB = 63.5
+_NURSERY_MB, _WORKER_MB = 9.0, 1.6
+_SYMBOL_MB, _CANDLE_MB = 0.007, 3 * 56 / 1e6
+# Of its own a worker reports what it shares with the nursery, too; the room is what a batch needs meanwhile.
+_WORKER_OWN_MB, _WORKER_ROOM_MB = 20.0, 10.0
 
 
 class Level(IntEnum):
@@ -37,6 +40,7 @@ class Reaction(StrEnum):
     SMALLER_CACHES = "smaller caches"
     EARLY_FLUSH = "early archive flush"
     TRIM = "free memory handed back"
+    NO_TRAINING = "training deferred"
     FEWER_WORKERS = "workers recycled and reduced"
     QUIET_LOG = "debug and info logs dropped"
     NO_ENTRIES = "no new entries"
@@ -50,8 +54,9 @@ GRADES: dict[Level, tuple[Reaction, ...]] = {
         Reaction.SMALLER_CACHES,
         Reaction.EARLY_FLUSH,
         Reaction.TRIM,
+        Reaction.NO_TRAINING,
     ),
-    Level.HIGH: (Reaction.FEWER_WORKERS, Reaction.NO_ENTRIES, Reaction.QUIET_LOG),
+    Level.HIGH: (Reaction.FEWER_WORKERS, Reaction.QUIET_LOG, Reaction.NO_ENTRIES),
     Level.CRITICAL: (Reaction.RESTART,),
 }
 """What each level adds to the one below it, in the order in which it is done."""
@@ -187,7 +192,18 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 
 def needed_mb(analysis: AnalysisSettings, market: MarketSettings) -> float:
-    """MB (PSS) that start-up takes at least, before the first cycle; measured, rounded up to whole MB."""
+    """MB that start-up takes before the first cycle, where the daemon is alone; rounded up to whole MB."""
     workers = _NURSERY_MB + _WORKER_MB * analysis.workers if analysis.workers else 0.0
     symbols = market.symbols * (_SYMBOL_MB + market.candles * _CANDLE_MB)
     return math.ceil(_DAEMON_MB + workers + symbols)
+
+
+def worker_limit_mb(settings: Settings, limit_mb: float) -> float:
+    """MB of its own that a worker may hold: as set, or less where the memory limit leaves less for each.
+
+    Workers that all are as large as this leave the tree at the threshold of level high.
+    """
+    analysis = settings.analysis
+    free = limit_mb * settings.monitor.memory_levels[Level.HIGH - 1] - needed_mb(analysis, settings.market)
+    share = _WORKER_OWN_MB + free / max(analysis.workers, 1)
+    return min(analysis.worker_memory_limit_mb, max(share, _WORKER_OWN_MB + _WORKER_ROOM_MB))

@@ -8,14 +8,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from service.errors import LimitTooLow
-from service.monitor.budget import GrowthAlarm, Level, MemoryBudget, Reaction, Step, needed_mb
+from service.monitor.budget import (
+    GrowthAlarm,
+    Level,
+    MemoryBudget,
+    Reaction,
+    Step,
+    needed_mb,
+    worker_limit_mb,
+)
 from service.monitor.memory import MemorySampler
 from service.ports import Recorder
 from service.records import Load
-from service.settings import MonitorSettings, Settings
+from service.settings import AnalysisSettings, MonitorSettings, Settings
 
 MEMORY_CRITICAL = "memory critical"
 """The reason of the stop that ends the process to be started anew."""
@@ -38,8 +47,11 @@ class Workers(Protocol):
         """Replace every worker once it is idle."""
 
 
-def check_limit(settings: Settings, limit_mb: float) -> None:
-    """Raises LimitTooLow when start-up alone would exceed the limit."""
+def within_limit(settings: Settings, limit_mb: float) -> AnalysisSettings:
+    """How to analyse within the limit: a worker is replaced before it takes what the others need.
+
+    Raises LimitTooLow: start-up alone would exceed the limit.
+    """
     needed = needed_mb(settings.analysis, settings.market)
     if limit_mb < needed:
         raise LimitTooLow(
@@ -47,6 +59,9 @@ def check_limit(settings: Settings, limit_mb: float) -> None:
             f"{settings.analysis.workers} workers and {settings.market.symbols} symbols of "
             f"{settings.market.candles} candles"
         )
+    return msgspec.structs.replace(
+        settings.analysis, worker_memory_limit_mb=worker_limit_mb(settings, limit_mb)
+    )
 
 
 class MemoryGuard:
@@ -87,6 +102,7 @@ class MemoryGuard:
         self.budget = MemoryBudget(settings)
         self.used_fraction = 0.0  # of the limit: the tree's or the control group's, whichever is more
         self.entries_off = ""  # why nothing may be opened now, or ""
+        self.training_deferred = ""  # why no training may start now, or ""
         self.load = Load(memory_fraction=0.0, cpu_fraction=0.0)
 
     @property
@@ -161,6 +177,8 @@ class MemoryGuard:
                 self._flush_early(True)
             case Reaction.TRIM:
                 self._trim()
+            case Reaction.NO_TRAINING:
+                self.training_deferred = f"memory {self.level.name.lower()}: {reason}"
             case Reaction.FEWER_WORKERS:
                 self._workers.resize(max(1, self._all_workers // 2))
                 self._workers.replace_workers(f"memory {self.level.name.lower()}")
@@ -182,6 +200,8 @@ class MemoryGuard:
                 self._flush_early(False)
             case Reaction.FEWER_WORKERS:
                 self._workers.resize(self._all_workers)
+            case Reaction.NO_TRAINING:
+                self.training_deferred = ""
             case Reaction.NO_ENTRIES:
                 self.entries_off = ""
             case Reaction.QUIET_LOG:

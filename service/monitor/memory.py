@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from service.monitor.cgroups import limits_bytes, read_text, unified, working_sets
 from service.monitor.memory_history import MemoryHistory
 from service.records import Load
 
@@ -17,8 +18,7 @@ _MB = 1024 * 1024
 _CPU_WINDOW_S = 0.2  # the kernel counts CPU time in ticks of 10 ms: over less it says nothing
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_OWN_SHARE = 0.25  # of a control group's working set, from which the group counts as ours
-_NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes a number near 2**63 for "none"
+_OWN_SHARE = 0.25  # of what a control group holds, from which the group counts as ours
 
 
 class MemorySampler:
@@ -70,15 +70,14 @@ class MemorySampler:
     def group_fraction(self) -> float:
         """Working set over limit, of the control group nearest to its limit; 0 without one.
 
-        The working set is what the kernel cannot drop at once: usage less inactive file pages. It counts
-        everybody in the group, as the kernel's out-of-memory killer does. A group of which the last sample
-        is a small part is somebody else's: what we give back would not help it.
+        It counts everybody in the group, as the kernel's out-of-memory killer does. A group of which the
+        last sample is a small part is somebody else's: what we give back would not help it.
         """
         own_bytes = self.pss_mb_last * _MB
         return max(
             (
                 used / limit
-                for used, limit in _working_sets(self._proc, self._cgroups)
+                for used, limit in working_sets(self._proc, self._cgroups)
                 if own_bytes >= used * _OWN_SHARE
             ),
             default=0.0,
@@ -89,9 +88,9 @@ class MemorySampler:
 
         None where the kernel does not tell.
         """
-        places = [directory / "memory.pressure" for directory in _unified(self._proc, self._cgroups)]
+        places = [directory / "memory.pressure" for directory in unified(self._proc, self._cgroups)]
         for place in (*reversed(places), self._proc / "pressure" / "memory"):
-            for line in _read(place).splitlines():
+            for line in read_text(place).splitlines():
                 if line.startswith("full avg10="):
                     return float(line.split()[1].removeprefix("avg10="))
         return None
@@ -115,15 +114,15 @@ class MemorySampler:
         except OSError:
             return
         for thread in threads:
-            text = _read(self._proc / str(pid) / "task" / thread / "children")
+            text = read_text(self._proc / str(pid) / "task" / thread / "children")
             yield from map(int, text.split())
 
     def _memory_bytes(self, pid: int) -> int:
-        for line in _read(self._proc / str(pid) / "smaps_rollup").splitlines():
+        for line in read_text(self._proc / str(pid) / "smaps_rollup").splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
         # Not readable (another user's, or no such file here): RSS is at least an upper bound.
-        fields = _read(self._proc / str(pid) / "statm").split()
+        fields = read_text(self._proc / str(pid) / "statm").split()
         return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 else 0
 
     def _cpu_fraction(self, pids: list[int]) -> float:
@@ -143,7 +142,7 @@ class MemorySampler:
     def _process_cpu(self, pid: int) -> tuple[tuple[int, int], float] | None:
         """((pid, start tick), CPU seconds so far); the start tells a reused pid apart."""
         # The name, in parentheses, may itself hold spaces and parentheses.
-        fields = _read(self._proc / str(pid) / "stat").rpartition(")")[2].split()
+        fields = read_text(self._proc / str(pid) / "stat").rpartition(")")[2].split()
         if len(fields) < 20:
             return None
         return (pid, int(fields[19])), (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
@@ -154,8 +153,8 @@ def memory_limit_mb(
 ) -> float:
     """The smallest of the setting (0 is none), the cgroup limits of all ancestors and the host's memory."""
     limits = [setting_mb] if setting_mb > 0 else []
-    limits += [limit / _MB for limit in _cgroup_limits_bytes(proc, cgroups)]
-    for line in _read(proc / "meminfo").splitlines():
+    limits += [limit / _MB for limit in limits_bytes(proc, cgroups)]
+    for line in read_text(proc / "meminfo").splitlines():
         if line.startswith("MemTotal:"):
             limits.append(int(line.split()[1]) / 1024)
     if not limits:
@@ -166,75 +165,8 @@ def memory_limit_mb(
 def available_cpus(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
     """How many CPUs this process may use at once: its affinity, cut by the cgroup's quota."""
     cpus = float(len(os.sched_getaffinity(0)))
-    for directory in _unified(proc, cgroups):
-        quota, _, period = _read(directory / "cpu.max").strip().partition(" ")
+    for directory in unified(proc, cgroups):
+        quota, _, period = read_text(directory / "cpu.max").strip().partition(" ")
         if quota.isdigit() and period.isdigit():
             cpus = min(cpus, int(quota) / int(period))
     return max(cpus, 0.01)
-
-
-def _cgroup_limits_bytes(proc: Path, cgroups: Path) -> Iterator[int]:
-    # Each controller by itself: a hybrid host has a v2 tree, with memory still in v1.
-    for directory in _unified(proc, cgroups):
-        text = _read(directory / "memory.max").strip()
-        if text.isdigit():
-            yield int(text)
-    for directory in _memory_v1(proc, cgroups):
-        text = _read(directory / "memory.limit_in_bytes").strip()
-        if text.isdigit() and int(text) < _NO_LIMIT_BYTES:
-            yield int(text)
-
-
-def _working_sets(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
-    """Working set and limit in bytes, of each limited control group above us."""
-    for directories, limit_name, usage_name in (
-        (_unified(proc, cgroups), "memory.max", "memory.current"),
-        (_memory_v1(proc, cgroups), "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        for directory in directories:
-            limit, usage = (_read(directory / name).strip() for name in (limit_name, usage_name))
-            if limit.isdigit() and usage.isdigit() and 0 < int(limit) < _NO_LIMIT_BYTES:
-                yield max(int(usage) - _inactive_file_bytes(directory), 0), int(limit)
-
-
-def _inactive_file_bytes(directory: Path) -> int:
-    found = 0
-    for line in _read(directory / "memory.stat").splitlines():
-        name, _, value = line.partition(" ")
-        # Version 1 has both: of the group alone, and with all below it, which is the larger.
-        if name in ("inactive_file", "total_inactive_file") and value.isdigit():
-            found = max(found, int(value))
-    return found
-
-
-def _unified(proc: Path, cgroups: Path) -> Iterator[Path]:
-    for line in _read(proc / "self" / "cgroup").splitlines():
-        if line.startswith("0::"):
-            for root in (cgroups, cgroups / "unified"):
-                yield from _ancestors(root, line.removeprefix("0::"))
-
-
-def _memory_v1(proc: Path, cgroups: Path) -> Iterator[Path]:
-    for line in _read(proc / "self" / "cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if "memory" in controllers.split(","):
-            yield from _ancestors(cgroups / "memory", path)
-
-
-def _ancestors(root: Path, path: str) -> Iterator[Path]:
-    """The cgroup and all above it up to the root. In a container the path may not exist; the root does."""
-    directory = root
-    yield directory
-    for part in path.strip("/").split("/"):
-        if part not in ("", ".."):
-            directory /= part
-            yield directory
-
-
-def _read(path: Path) -> str:
-    """The text of a kernel file, empty when it is not there or not ours to read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

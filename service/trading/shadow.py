@@ -1,7 +1,6 @@
 """Shadow positions: every signal followed on real candles to its outcome, traded or not."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from service.ports import Archive, CandleRow, Recorder, StateStore
 from service.records import CloseReason, FundingRate, ShadowPosition, Signal
@@ -15,6 +14,7 @@ from service.trading.outcomes import (
     closed,
     shadow_of,
 )
+from service.trading.shadow_rows import ShadowRows
 
 MOVED_PER_FLUSH = 250  # keeps a cycle with a full book short
 HOUR_MS = 3_600_000
@@ -42,21 +42,20 @@ class ShadowBook:
         self._recorder = recorder
         self._costs = Costs(fee_fraction, life_ms=round(life_hours * HOUR_MS))
         self._max_shadows = max_shadows
-        self._open: dict[str, dict[str, ShadowPosition]] = {}
-        self._count = 0
+        self._open = ShadowRows()
         self._closed_count = 0
         self._unsaved: dict[str, ShadowPosition] = {}  # opened or closed: written at the next flush
         self._undecided: set[tuple[str, int]] = set()  # symbol and 5m candle to be read in 1m candles
-        self._moved: dict[str, ShadowPosition] = {}  # looked at: written a few at a time, oldest first
+        self._moved: dict[str, None] = {}  # symbols looked at: written a few at a time, oldest first
 
     async def restore(self) -> None:
         """Go on with what the store has; feed candles from `checked_ms` of each symbol on."""
         for shadow in await self._store.open_shadows():
-            self._keep(shadow)
+            self._open.add(shadow)
 
     @property
     def open_count(self) -> int:
-        return self._count
+        return len(self._open)
 
     @property
     def closed_count(self) -> int:
@@ -64,11 +63,11 @@ class ShadowBook:
         return self._closed_count
 
     def symbols(self) -> frozenset[str]:
-        return frozenset(self._open)
+        return self._open.symbols()
 
     def checked_ms(self, symbol: str) -> int:
         """Candles of the symbol are needed from here on; 0 when it has no shadow."""
-        return min((s.checked_ms for s in self._open.get(symbol, {}).values()), default=0)
+        return self._open.checked_ms(symbol)
 
     def take_undecided(self) -> list[tuple[str, int]]:
         """(symbol, open time) of the 5m candles whose 1m candles `update` has asked for since."""
@@ -77,7 +76,7 @@ class ShadowBook:
 
     def oldest_ms(self) -> int:
         """Candles and funding of any symbol are needed from here on; 0 when nothing is followed."""
-        return min((s.checked_ms for shadows in self._open.values() for s in shadows.values()), default=0)
+        return min(map(self._open.checked_ms, self._open.symbols()), default=0)
 
     def open(self, signal: Signal, *, traded: bool = False) -> ShadowPosition | None:
         """Follow a signal; once only, None when it is followed already or the book is full.
@@ -85,12 +84,12 @@ class ShadowBook:
         `traded`: it has a real position as well; the shadow then shows what slippage cost.
         """
         shadow = shadow_of(signal, traded=traded)
-        if shadow.position_id in self._open.get(signal.symbol, {}):
+        if self._open.holds(shadow):
             return None
-        if self._count >= self._max_shadows:
+        if len(self._open) >= self._max_shadows:
             self._recorder.count("shadows.refused")
             return None
-        self._keep(shadow)
+        self._open.add(shadow)
         self._unsaved[shadow.position_id] = shadow
         return shadow
 
@@ -107,42 +106,54 @@ class ShadowBook:
         A candle that touches stop and target of one holds that one until it comes again with its 1m
         candles in `finer`: see `take_undecided`.
         """
-        shadows = self._open.get(symbol)
-        if not shadows or not candles:
+        if not candles:
             return []
         ended: list[ShadowPosition] = []
         newest_ms = candles[-1][0] + CANDLE_MS
-        for name, shadow in list(shadows.items()):
+
+        def step(shadow: ShadowPosition) -> ShadowPosition:
             if shadow.checked_ms >= newest_ms:
-                continue
+                return shadow
             moved, undecided_ms = advance(shadow, candles, self._costs, funding=funding, finer=finer)
             if undecided_ms is not None:
                 self._undecided.add((symbol, undecided_ms))
-            if moved is shadow:
-                continue
             if moved.closed_ms:
-                self._unsaved[name] = moved
                 ended.append(moved)
-                self._drop(moved)
-            else:
-                shadows[name] = moved
-                unsaved = self._unsaved if name in self._unsaved else self._moved
-                unsaved[name] = moved
+            if moved is not shadow:
+                self._note(moved)
+            return moved
+
+        self._open.change(symbol, step)
+        self._closed_count += len(ended)
         return ended
+
+    def _note(self, moved: ShadowPosition) -> None:
+        """It changed, so it must be written."""
+        if moved.closed_ms or moved.position_id in self._unsaved:
+            self._unsaved[moved.position_id] = moved
+        else:
+            self._moved[moved.symbol] = None
 
     def expire(self, now_ms: int) -> list[ShadowPosition]:
         """Close what outlived its hours without candles (a delisted symbol), at the entry price.
 
         An hour of grace lets late candles decide first.
         """
+        born_ms = now_ms - self._costs.life_ms - HOUR_MS
         expired: list[ShadowPosition] = []
-        for shadows in list(self._open.values()):
-            for shadow in list(shadows.values()):
-                if now_ms - shadow.opened_ms >= self._costs.life_ms + HOUR_MS:
-                    ended = closed(shadow, shadow.entry, CloseReason.EXPIRED, now_ms, self._costs)
-                    self._unsaved[ended.position_id] = ended
-                    self._drop(ended)
-                    expired.append(ended)
+
+        def step(shadow: ShadowPosition) -> ShadowPosition:
+            if shadow.opened_ms > born_ms:
+                return shadow
+            ended = closed(shadow, shadow.entry, CloseReason.EXPIRED, now_ms, self._costs)
+            expired.append(ended)
+            self._note(ended)
+            return ended
+
+        for symbol in self._open.symbols():
+            if self._open.opened_ms(symbol) <= born_ms:
+                self._open.change(symbol, step)
+        self._closed_count += len(expired)
         return expired
 
     async def flush(self, *, everything: bool = False) -> None:
@@ -152,8 +163,8 @@ class ShadowBook:
         looks again at the candles since, and comes to the same.
         """
         changed, self._unsaved = self._unsaved, {}
-        looked_at = list(islice(self._moved, None if everything else MOVED_PER_FLUSH))
-        changed |= {name: self._moved.pop(name) for name in looked_at}
+        looked_at = self._looked_at(None if everything else MOVED_PER_FLUSH)
+        changed = {shadow.position_id: shadow for shadow in looked_at} | changed
         if not changed:
             return
         try:
@@ -165,15 +176,11 @@ class ShadowBook:
             if shadow.closed_ms:
                 await self._archive.put("shadow_outcomes", shadow)
 
-    def _keep(self, shadow: ShadowPosition) -> None:
-        self._open.setdefault(shadow.symbol, {})[shadow.position_id] = shadow
-        self._count += 1
-
-    def _drop(self, shadow: ShadowPosition) -> None:
-        shadows = self._open[shadow.symbol]
-        del shadows[shadow.position_id]
-        self._moved.pop(shadow.position_id, None)
-        if not shadows:
-            del self._open[shadow.symbol]
-        self._count -= 1
-        self._closed_count += 1
+    def _looked_at(self, enough: int | None) -> list[ShadowPosition]:
+        """All shadows of the symbols looked at longest ago, until there are enough."""
+        found: list[ShadowPosition] = []
+        while self._moved and (enough is None or len(found) < enough):
+            symbol = next(iter(self._moved))
+            del self._moved[symbol]
+            found += self._open.of(symbol)
+        return found

@@ -12,15 +12,15 @@ SMALL = ("run", "--symbols", "30", "--speed", "120", "--data-dir", "data")
 def test_a_limit_below_what_start_up_needs_is_refused_with_the_figure(perpd, tmp_path: Path) -> None:
     run = perpd(*SMALL, PERPD_MONITOR__MEMORY_LIMIT_MB="40")
     assert run.finish() == EXIT_SETTINGS
-    assert "the memory limit is 40 MB and start-up needs 70 MB with 2 workers" in run.failure["message"]
+    assert "the memory limit is 40 MB and start-up needs 77 MB with 2 workers" in run.failure["message"]
     assert "monitor.memory_limit_mb" in run.failure["advice"]
 
 
 def test_near_the_limit_levels_and_reactions_come_in_order_and_it_drains(perpd, tmp_path: Path) -> None:
     run = perpd(
         *SMALL,
-        PERPD_MONITOR__MEMORY_LIMIT_MB="75",
-        PERPD_MONITOR__MEMORY_LEVELS="[0.5, 0.6, 0.7]",
+        PERPD_MONITOR__MEMORY_LIMIT_MB="80",
+        PERPD_MONITOR__MEMORY_LEVELS="[0.4, 0.5, 0.6]",
         PERPD_MONITOR__SAMPLE_S="0.5",
     )
     assert run.finish(60) == EXIT_RESTART
@@ -31,10 +31,11 @@ def test_near_the_limit_levels_and_reactions_come_in_order_and_it_drains(perpd, 
         "smaller caches",
         "early archive flush",
         "free memory handed back",
+        "training deferred",
         "high",
         "workers recycled and reduced",
-        "no new entries",
         "debug and info logs dropped",
+        "no new entries",
         "critical",
         "drained restart",
     ]
@@ -56,7 +57,7 @@ def test_the_level_high_keeps_trading_without_entries(perpd, tmp_path: Path) -> 
     assert run.summary["cycles"] == 6
     assert run.summary["refused"].get("entries_off", 0) > 0
     assert [line["reaction"] for line in run.lines if line["message"] == "memory reaction"][-1] == (
-        "debug and info logs dropped"
+        "no new entries"
     )
 
 

@@ -97,8 +97,17 @@ def test_a_soak_reports_slopes_and_draws_them(tmp_path):
     assert min(samples[-1][name] for name in ("pss_mb", "uss_mb", "objects", "tasks", "fds")) > 0
     image = ElementTree.parse(plot).getroot()
     assert image.tag == "{http://www.w3.org/2000/svg}svg"
-    assert len(image.findall(".//{http://www.w3.org/2000/svg}polyline")) == 14
+    assert len(image.findall(".//{http://www.w3.org/2000/svg}polyline")) == 16
     assert list(tmp_path.iterdir()) == [plot]
+
+
+def test_the_nursery_is_compared_with_the_standard_pool_and_with_none(tmp_path):
+    found = values(bench("pool", "--symbols", "16", "--candles", "120", "--rounds", "2", cwd=tmp_path))
+    assert [found[f"{kind}: processes"] for kind in ("nursery", "forkserver", "inline")] == [4, 5, 1]
+    without_files = [found[f"{kind}: PSS without files"] for kind in ("inline", "nursery", "forkserver")]
+    assert without_files == sorted(without_files)
+    assert found["nursery: start"] > 0
+    assert found["forkserver: round CPU mean"] > 0
 
 
 def test_loop_lag_is_measured_while_streams_update_and_cycles_run(tmp_path):

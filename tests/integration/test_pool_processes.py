@@ -121,6 +121,29 @@ async def test_a_worker_that_grows_beyond_its_limit_is_replaced_between_tasks():
         pool.shutdown()
 
 
+async def test_what_waits_beside_a_worker_that_grew_too_large_is_done_by_another():
+    pool = NurseryPool(spawn_nursery(), 1, limit_s=30.0, memory_limit_bytes=60_000_000)
+    try:
+        grow = "import sys; sys.leak = bytes(bytearray(b'x') * 80_000_000)"
+        tasks = [
+            pool.submit(exec, grow),
+            pool.submit(os.getpid),
+            pool.submit(exec, grow),
+            pool.submit(os.getpid),
+        ]
+        _, first, _, second = [await result(task) for task in tasks]
+        assert first != second
+        assert (pool.lost, pool.replaced) == (0, 2)
+    finally:
+        pool.shutdown()
+
+
+async def test_the_settings_say_after_how_many_batches_a_worker_is_replaced():
+    async with open_pool(AnalysisSettings(workers=1, worker_max_batches=2), spawn_nursery()) as pool:
+        pids = [await result(pool.submit(os.getpid)) for _ in range(5)]
+    assert len(set(pids)) == 3
+
+
 async def test_workers_are_replaced_on_request_and_by_age(pool):
     await until(lambda: len(pool.pids) == 2)
     before = set(pool.pids)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.errors import EXIT_SETTINGS, LimitTooLow, SettingsInvalid
 from service.monitor.budget import GRADES, GrowthAlarm, Level, MemoryBudget, Reaction, needed_mb, plan, step
-from service.monitor.guard import check_limit
+from service.monitor.guard import within_limit
 from service.settings import AnalysisSettings, MarketSettings, MonitorSettings, Settings, load
 
 SETTINGS = MonitorSettings(memory_levels=(0.7, 0.8, 0.9), memory_hysteresis=0.05, memory_calm_s=60.0)
@@ -148,10 +148,22 @@ def test_what_start_up_needs_grows_with_workers_symbols_and_candles() -> None:
 def test_a_limit_below_what_start_up_needs_is_refused_with_the_figure() -> None:
     settings = Settings()
     needed = needed_mb(settings.analysis, settings.market)
-    check_limit(settings, needed)
+    within_limit(settings, needed)
     with pytest.raises(LimitTooLow, match=f"start-up needs {needed:.0f} MB with 2 workers") as caught:
-        check_limit(settings, needed - 1)
+        within_limit(settings, needed - 1)
     assert caught.value.exit_code == EXIT_SETTINGS
+
+
+def test_a_worker_may_grow_to_its_setting_where_there_is_room_and_to_its_share_where_there_is_not() -> None:
+    settings = Settings()
+    assert within_limit(settings, 8_000) == settings.analysis
+    limits = [within_limit(settings, mb).worker_memory_limit_mb for mb in (300, 200, 150, 90)]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[1] < settings.analysis.worker_memory_limit_mb
+    assert limits[2] > limits[3] > 20.0  # never so little that a fresh worker is too large
+    needed = needed_mb(settings.analysis, settings.market)
+    grown = settings.analysis.workers * (limits[1] - 20.0)
+    assert needed + grown == pytest.approx(200 * settings.monitor.memory_levels[1])
 
 
 def test_levels_that_do_not_rise_are_refused() -> None:

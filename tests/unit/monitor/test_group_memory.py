@@ -1,4 +1,4 @@
-"""What the kernel says about the control group beyond its limit."""
+"""What the kernel says about the control group: its working set and its stalls."""
 
 from pathlib import Path
 
@@ -34,6 +34,17 @@ def test_pages_that_can_be_dropped_do_not_count(sampler: MemorySampler, tmp_path
     assert sampler.group_fraction() == pytest.approx(0.6)
 
 
+def test_active_file_pages_count_only_as_far_as_a_process_maps_them(
+    sampler: MemorySampler, tmp_path: Path
+) -> None:
+    group(tmp_path, "unit", str(100 * MB), 90 * MB, 10 * MB)
+    stat = tmp_path / "cgroups" / "unit" / "memory.stat"
+    write(stat, f"inactive_file {10 * MB}\nactive_file {30 * MB}\nfile_mapped {15 * MB}\n")
+    assert sampler.group_fraction() == pytest.approx(0.65)
+    write(stat, f"inactive_file {10 * MB}\nactive_file {30 * MB}\nfile_mapped {50 * MB}\n")
+    assert sampler.group_fraction() == pytest.approx(0.8)  # inactive ones never count
+
+
 def test_the_group_nearest_to_its_limit_counts(sampler: MemorySampler, tmp_path: Path) -> None:
     group(tmp_path, "unit", "max", 90 * MB, 0)
     group(tmp_path, ".", str(120 * MB), 108 * MB, 0)
@@ -56,6 +67,9 @@ def test_version_1_counts_the_inactive_files_of_all_below(tmp_path: Path) -> Non
     sampler = MemorySampler(0, proc=tmp_path / "proc", cgroups=tmp_path / "cgroups")
     sampler.pss_mb_last = 50.0
     assert sampler.group_fraction() == pytest.approx(0.7)
+    files = f"total_inactive_file {10 * MB}\ntotal_active_file {20 * MB}\ntotal_mapped_file {5 * MB}\n"
+    write(directory / "memory.stat", f"active_file 1\nmapped_file 1\n{files}")
+    assert sampler.group_fraction() == pytest.approx(0.55)
 
 
 def test_absent_and_unreadable_files_are_no_group(sampler: MemorySampler, tmp_path: Path) -> None:

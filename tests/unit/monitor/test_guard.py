@@ -98,12 +98,14 @@ def test_what_a_level_did_is_undone_when_it_falls(guard: MemoryGuard, machine: M
     guard.sample()
     guard.sample()
     assert guard.entries_off
+    assert guard.training_deferred == "memory elevated: 85% of the limit in use"
     acts.done.clear()
     machine.fraction = 0.3
     guard.sample()
     guard.sample()
     assert acts.done == [("quiet", False), ("resize", 4), ("flush early", False), ("shrink", False)]
     assert guard.entries_off == ""
+    assert guard.training_deferred == ""
     assert guard.in_force == []
 
 
@@ -118,6 +120,7 @@ def test_each_level_and_reaction_is_logged_once_with_its_reason(guard: MemoryGua
         ("memory reaction", "smaller caches"),
         ("memory reaction", "early archive flush"),
         ("memory reaction", "free memory handed back"),
+        ("memory reaction", "training deferred"),
     ]
     assert {line["reason"] for line in lines} == {"75% of the limit in use"}
 

@@ -82,6 +82,14 @@ def test_unreadable_limits_are_no_limits(proc: Path, tmp_path: Path) -> None:
     assert memory_limit_mb(0, tmp_path / "nowhere", tmp_path) > 0
 
 
+def test_a_limit_that_cannot_be_read_is_no_limit_and_hides_no_other(proc: Path, tmp_path: Path) -> None:
+    cgroup(proc, "0::/a/b\n3:memory:/c\n")
+    (tmp_path / "a" / "memory.max").mkdir(parents=True)  # reading it is refused, whoever asks
+    write(tmp_path / "a" / "b" / "memory.max", str(700 * MB))
+    (tmp_path / "memory" / "c" / "memory.limit_in_bytes").mkdir(parents=True)
+    assert memory_limit_mb(0, proc, tmp_path) == 700
+
+
 def test_a_cpu_quota_cuts_what_may_be_used(proc: Path, tmp_path: Path) -> None:
     cgroup(proc, "0::/\n")
     write(tmp_path / "cpu.max", "50000 100000\n")
