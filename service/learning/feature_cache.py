@@ -161,10 +161,10 @@ class FeatureCache:
         wanted = [i for i, one in enumerate(found) if one is None and self._may_hold(lookups[i])]
         if tier is None or not wanted or not self._breaker.closed:
             return 0
+        tokens = await asyncio.to_thread(identity.tokens, [lookups[i] for i in wanted])
+        asked = [(i, token) for i, token in zip(wanted, tokens, strict=True) if token is not None]
         try:
             async with asyncio.timeout(tier.limit_s):
-                tokens = await asyncio.to_thread(identity.tokens, [lookups[i] for i in wanted])
-                asked = [(i, token) for i, token in zip(wanted, tokens, strict=True) if token is not None]
                 bodies = await tier.get_many(
                     [lookups[i].row for i, _ in asked], [token for _, token in asked], now_ms, self._ttl_ms
                 )
@@ -234,14 +234,14 @@ class FeatureCache:
         identity: CandleIdentity,
         now_ms: int,
     ) -> None:
+        tokens = await asyncio.to_thread(identity.tokens, lookups)
+        kept = [
+            (lookup, token, _encode(_Stored(outcome.signal, outcome.skipped)))
+            for lookup, outcome, token in zip(lookups, outcomes, tokens, strict=True)
+            if token is not None
+        ]
         try:
-            async with asyncio.timeout(tier.limit_s):
-                tokens = await asyncio.to_thread(identity.tokens, lookups)
-                kept = [
-                    (lookup, token, _encode(_Stored(outcome.signal, outcome.skipped)))
-                    for lookup, outcome, token in zip(lookups, outcomes, tokens, strict=True)
-                    if token is not None
-                ]
+            async with asyncio.timeout(tier.put_limit_s):
                 await tier.put_many(
                     [lookup.row for lookup, _, _ in kept],
                     [token for _, token, _ in kept],
@@ -250,7 +250,7 @@ class FeatureCache:
                     self._ttl_ms,
                 )
         except (CacheUnavailable, TimeoutError) as error:
-            self._breaker.failed(str(error) or f"no answer within {tier.limit_s * 1000:g} ms")
+            self._breaker.failed(str(error) or f"no answer within {tier.put_limit_s * 1000:g} ms")
             return
         self._breaker.succeeded()
         if not tier.shared:

@@ -37,7 +37,7 @@ class SlotFile:
     """Implements `ports.CacheTier`; only this daemon writes it."""
 
     shared = False
-    limit_s = _LIMIT_S
+    limit_s = put_limit_s = _LIMIT_S
 
     def __init__(self, path: Path, slots: int, slot_bytes: int) -> None:
         """Nothing is opened yet. Args: slots: rows of the candle store; slot_bytes: 64 or more."""

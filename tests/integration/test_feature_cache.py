@@ -317,7 +317,7 @@ class Hanging:
     """A second tier that never answers."""
 
     shared = True
-    limit_s = 0.05
+    limit_s = put_limit_s = 0.05
 
     async def get_many(self, rows, tokens, now_ms, ttl_ms):
         await asyncio.Event().wait()
