@@ -696,9 +696,10 @@ class _Opened:
             pss_mb=round(self.memory.pss_mb_last, 1),
         )
         self.finished_s = self.clock.monotonic_s()
-        followed = report.analysed + report.stale
+        fresh = report.analysed + report.shed
+        followed = fresh + report.stale
         self.stale_fraction = report.stale / followed if followed else 1.0
-        self.status.cycle_finished(fresh=report.analysed, stale=report.stale)
+        self.status.cycle_finished(fresh=fresh, stale=report.stale)
         self.notifier.cycle_finished(f"cycle {report.number}, {len(executor.positions())} positions")
 
     async def _refresh_universe(self, summary: RunSummary) -> None:

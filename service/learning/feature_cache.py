@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from service.analysis.worker import Outcome
 from service.errors import CacheUnavailable
@@ -25,6 +26,8 @@ from service.records import Signal
 from service.settings import FeatureSettings
 
 _DRAIN_LIMIT_S = 1.0
+
+log = structlog.get_logger("learning.features")
 
 
 class _Known(NamedTuple):
@@ -87,12 +90,16 @@ class FeatureCache:
         return self._ttl_ms > 0
 
     async def close(self) -> None:
-        """Let a put end, within a second, and the second tier go."""
+        """Let a put end and the second tier go, within a second each."""
         if self._putting is not None:
             await asyncio.wait({self._putting}, timeout=_DRAIN_LIMIT_S)
             self._is_putting()
         if self._tier is not None:
-            await self._tier.close()
+            try:
+                async with asyncio.timeout(_DRAIN_LIMIT_S):
+                    await self._tier.close()
+            except (CacheUnavailable, TimeoutError) as error:
+                log.warning("feature cache: second tier left open", reason=str(error) or "it does not answer")
         self._memory.clear()
 
     def shrink(self, on: bool) -> None:

@@ -158,6 +158,17 @@ async def test_a_frozen_server_is_given_up_at_the_limit_and_late_answers_are_nob
     assert desk.cache.statistics().tier_failures >= 4
 
 
+async def test_a_frozen_server_does_not_keep_the_cache_from_closing(store, server):
+    try:
+        async with at_work(store, server.url) as desk:
+            await desk.cycle()
+            server.freeze()
+            await desk.cycle()
+    finally:
+        server.thaw()
+    assert desk.cache.statistics().entries == 0
+
+
 async def test_while_the_breaker_is_open_nothing_is_asked(store, server):
     async with at_work(store, server.url) as desk:
         await desk.cycle()
