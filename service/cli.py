@@ -193,13 +193,8 @@ def _config(args: argparse.Namespace) -> int:
     width = max(len(f"{key} = {json.dumps(value)}") for key, value, _ in rows)
     for key, value, source in rows:
         print(f"{f'{key} = {json.dumps(value)}':<{width}}  # {source}")  # noqa: T201
-    secrets = loaded.secrets
-    for name, present in (
-        ("api_key", secrets.api_key),
-        ("api_secret", secrets.api_secret),
-        ("api_token", secrets.api_token),
-    ):
-        print(f"{name} is {'set' if present else 'not set'}")  # noqa: T201
+    for name in loaded.secrets.__struct_fields__:
+        print(f"{name} is {'set' if getattr(loaded.secrets, name) else 'not set'}")  # noqa: T201
     return 0
 
 

@@ -39,7 +39,7 @@ log = structlog.get_logger("cycle")
 
 NOTHING_ANALYSED = AnalysisResult([], 0, 0, {}, {}, [], 0, 0, 0.0)
 CLOSE_TO_SIGNAL = "close to signal"
-SHORTEST_DEADLINE_S = 0.5
+SHORTEST_DEADLINE_S = 2.0
 REMEMBERED_MS = 2 * 3_600_000  # a decided signal cannot come back once its candle left every window of doubt
 
 
@@ -97,7 +97,7 @@ async def run_cycle(parts: Parts, number: int) -> CycleReport:
 
 
 def deadline_s(settings: CycleSettings, speed: float) -> float:
-    """Wall time the analysis of a cycle may take; at least half a second, however fast the market runs."""
+    """Wall time the analysis of a cycle may take; at least two seconds, however fast the market runs."""
     return max(settings.interval_s * settings.deadline_fraction / speed, SHORTEST_DEADLINE_S)
 
 

@@ -58,7 +58,7 @@ from service.monitor.sizes import held_bytes
 from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
-from service.ports import Clock, Exchange, StateStore
+from service.ports import CacheTier, Clock, Exchange, StateStore
 from service.records import CycleReport, Instrument
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
@@ -171,8 +171,18 @@ async def _trade(
                 from service.check.command import require  # not needed for any other mode
 
                 await require(loaded, directory, venue.access)
+            cache = _feature_cache(loaded, venue.clock.speed, directory, monitor)
             opened = _Opened(
-                settings, directory, monitor, pool, venue, store, archive, loaded.secrets.api_token, marks
+                settings,
+                directory,
+                monitor,
+                pool,
+                venue,
+                store,
+                archive,
+                cache,
+                loaded.secrets.api_token,
+                marks,
             )
             await opened.trade(summary, stop, started)
         summary.archived = archive.archived
@@ -206,11 +216,22 @@ def _rows(settings: Settings) -> int:
     return settings.market.symbols + settings.trading.max_positions
 
 
-def _feature_cache(settings: Settings, directory: Path, monitor: PerformanceMonitor) -> FeatureCache:
-    """The cache with the tier below its memory that the settings ask for."""
-    features = settings.features
-    tier = None
-    if features.slot_bytes:
+def _feature_cache(
+    loaded: Loaded, speed: float, directory: Path, monitor: PerformanceMonitor
+) -> FeatureCache:
+    """The cache with the tier below its memory that the environment and the settings ask for.
+
+    Raises: SettingsInvalid: REDIS_URL is no address.
+    """
+    settings, features = loaded.settings, loaded.settings.features
+    tier: CacheTier | None = None
+    if loaded.secrets.redis_url:
+        from service.learning.redis_tier import RedisTier  # 7 MB that nobody else pays
+
+        tier = RedisTier(loaded.secrets.redis_url, limit_s=features.redis_limit_ms / 1000, speed=speed)
+        tier.connect()  # now, not in the first cycle
+        log.info("feature cache is shared through Redis")
+    elif features.slot_bytes:
         tier = SlotFile(directory / SLOT_FILE_NAME, _rows(settings), features.slot_bytes)
     return FeatureCache(features, monitor, tier)
 
@@ -249,6 +270,7 @@ class _Opened:
         venue: Venue,
         store: StateStore,
         archive: DataArchiver,
+        cache: FeatureCache,
         api_token: str,
         marks: HeapMarks,
     ) -> None:
@@ -266,7 +288,7 @@ class _Opened:
         self.lag = LoopLag(alarm_ms=settings.monitor.lag_alarm_ms, on_alarm=self._on_lag)
         self.held = HeldStack(self.lag, alarm_ms=settings.monitor.lag_alarm_ms)
         self.memory = MemorySampler(settings.monitor.memory_limit_mb, exclude_pids=lambda: set(venue.pids))
-        self.cache = _feature_cache(settings, directory, monitor)
+        self.cache = cache
         self.guard = MemoryGuard(
             settings.monitor,
             self.memory,
@@ -707,9 +729,10 @@ class _Opened:
             pss_mb=round(self.memory.pss_mb_last, 1),
         )
         self.finished_s = self.clock.monotonic_s()
-        followed = report.analysed + report.stale
+        fresh = report.analysed + report.shed
+        followed = fresh + report.stale
         self.stale_fraction = report.stale / followed if followed else 1.0
-        self.status.cycle_finished(fresh=report.analysed, stale=report.stale)
+        self.status.cycle_finished(fresh=fresh, stale=report.stale)
         self.notifier.cycle_finished(f"cycle {report.number}, {len(executor.positions())} positions")
 
     async def _refresh_universe(self, summary: RunSummary) -> None:

@@ -205,7 +205,7 @@ class CacheTier(Protocol):
     """Where the feature cache keeps what memory does not. Bodies come back as they were put, or not at all.
 
     A token names one entry for ever: code, options, key and candles. Each call is one batch and may raise
-    CacheUnavailable; the caller gives up after `limit_s` (wall).
+    CacheUnavailable; the caller gives up a get after `limit_s`, a put after `put_limit_s` (wall).
     """
 
     @property
@@ -215,6 +215,8 @@ class CacheTier(Protocol):
 
     @property
     def limit_s(self) -> float: ...
+    @property
+    def put_limit_s(self) -> float: ...
     async def get_many(
         self, rows: Sequence[int], tokens: Sequence[bytes], now_ms: int, ttl_ms: int
     ) -> list[bytes | None]:

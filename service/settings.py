@@ -103,6 +103,7 @@ class FeatureSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ttl_s: Annotated[float, Meta(ge=0.0, le=1e9)] = 1_800.0
     max_entries: Count = 100
     slot_bytes: Annotated[int, Meta(ge=0, le=1_048_576)] = 2_048
+    redis_limit_ms: Annotated[float, Meta(gt=0.0, le=1_000.0)] = 25.0
 
 
 class StrategySettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -225,9 +226,10 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str = ""
     api_secret: str = ""
     api_token: str = ""
+    redis_url: str = ""  # it may hold a password
 
     def values(self) -> tuple[str, ...]:
-        return tuple(value for value in (self.api_key, self.api_secret, self.api_token) if value)
+        return tuple(filter(None, (self.api_key, self.api_secret, self.api_token, self.redis_url)))
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,6 +246,7 @@ SECRET_NAMES = {
     "api_key": ("PERPD_API_KEY", "binance_key"),
     "api_secret": ("PERPD_API_SECRET", "binance_secret"),
     "api_token": ("PERPD_API_TOKEN", "perpd_api_token"),
+    "redis_url": ("REDIS_URL", "redis_url"),
 }
 OTHER_NAMES = {"PERPD_CONFIG"}
 

@@ -60,7 +60,8 @@ class ParallelAnalyzer:
 
     Within a time limit symbols with open positions come first, then those that were shed in three cycles
     running, longest first, then the others in the order given. Batches in flight at the limit are abandoned:
-    their workers finish them, and what they found serves the next cycle.
+    their workers finish them, and what they found serves the next cycle. Without workers the batch under way
+    is finished first.
     """
 
     def __init__(
@@ -94,9 +95,11 @@ class ParallelAnalyzer:
         self._late: dict[str, Outcome] = {}  # what abandoned batches found since
         self._symbol_s = 0.0  # wall time a symbol takes when most are computed
         self._cycle = 0
+        self._closed = False
 
     def close(self) -> None:
         """Let go of the candle store and of what earlier cycles left."""
+        self._closed = True
         self._store.close()
         self._quarantine.clear()
         self._late.clear()
@@ -304,8 +307,8 @@ class ParallelAnalyzer:
 
     def _abandoned(self, batch: list[Place], future: "Future[bytes]") -> None:
         """A batch that missed the time limit has ended: keep what it found, or note whom it may be due to."""
-        if future.cancelled():
-            return  # no worker had begun it
+        if future.cancelled() or self._closed:
+            return  # no worker had begun it, or nobody asks any more
         error = future.exception()
         symbols = [symbol for _, symbol in batch]
         if error is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.bench.machine import machine
 from service.bench.processes import answer_of
+from service.bench.redis_lookup import ask_redis, redis_figures, some_redis
 from service.bench.result import Figure, Result
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ MEASURES = (
     "they are, so that a cycle may reuse every result. Kinds of cycle, in turns: computed (no cache), memory "
     "(without bound), default (100 entries in memory, the file below them), restart (everything from the "
     "file, candles hashed anew). Lookups: one key after the other, nothing else going on. Scan: hits of a "
-    "memory of half the market that is asked for the whole market again and again."
+    "memory of half the market that is asked for the whole market again and again. Redis: a server "
+    "of its own over loopback TCP, or the one given."
 )
 MEMORY_GOAL_US = 5.0
 SCAN_PASSES = 10
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, metavar="W", help="0 to 64 (default 2)")
     parser.add_argument("--rounds", type=int, default=40, metavar="R", help="cycles of a kind (default 40)")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the market (default 1)")
+    parser.add_argument("--redis", default="", metavar="URL", help="server to ask (default: starts one)")
 
 
 def measure(args: argparse.Namespace) -> Result:
@@ -59,7 +62,9 @@ def measure(args: argparse.Namespace) -> Result:
             "seed": args.seed,
         }
         answer_of("service.bench.market", market)
-        found = answer_of("service.bench.features", {"directory": directory, **parameters})
+        with some_redis(args.redis) as url:
+            found = answer_of("service.bench.features", {"directory": directory, "redis": url, **parameters})
+        parameters["redis"] = "given" if args.redis else "own" if url else "none: no redis-server found"
     return Result(NAME, MEASURES, parameters, facts, figures(found), found)
 
 
@@ -79,6 +84,7 @@ def figures(found: dict[str, Any]) -> tuple[Figure, ...]:
             if kind != "computed"
         ),
         Figure("put of every result, mean", found["put_s"] * 1000, "ms", "less"),
+        *redis_figures(found["redis"]),
         Figure("scan hits, ours", found["scan_hits"]["ours"] * 100, "%", "more"),
         Figure("scan hits, plain LRU", found["scan_hits"]["plain"] * 100, "%", "more"),
         Figure("bytes of a stored signal", found["stored_bytes"], "bytes"),
@@ -125,6 +131,7 @@ async def _measure(spec: dict[str, Any], nursery: "Nursery | None") -> dict[str,
     finally:
         store.close()
     half = max(spec["symbols"] // 2, 1)
+    found["redis"] = await ask_redis(spec["redis"], spec["symbols"]) if spec["redis"] else {}
     hits = {"ours": _scan(_ours(half), spec["symbols"]), "plain": _scan(_plain(half), spec["symbols"])}
     return {**found, "scan_hits": hits, "symbols": spec["symbols"]}
 

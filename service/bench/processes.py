@@ -35,7 +35,7 @@ def command(module: str, spec: Any) -> list[str]:
 def environment() -> dict[str, str]:
     """That of the user without settings of perpd, which would change what is measured."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PERPD_")}
-    for name in ("PORT", "RAILWAY_VOLUME_MOUNT_PATH", "NOTIFY_SOCKET"):
+    for name in ("PORT", "RAILWAY_VOLUME_MOUNT_PATH", "NOTIFY_SOCKET", "REDIS_URL"):
         kept.pop(name, None)
     before = kept.get("PYTHONPATH")
     kept["PYTHONPATH"] = f"{_PROJECT}{os.pathsep}{before}" if before else str(_PROJECT)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from service.analysis.worker import Outcome
 from service.errors import CacheUnavailable
@@ -25,6 +26,8 @@ from service.records import Signal
 from service.settings import FeatureSettings
 
 _DRAIN_LIMIT_S = 1.0
+
+log = structlog.get_logger("learning.features")
 
 
 class _Known(NamedTuple):
@@ -87,12 +90,16 @@ class FeatureCache:
         return self._ttl_ms > 0
 
     async def close(self) -> None:
-        """Let a put end, within a second, and the second tier go."""
+        """Let a put end and the second tier go, within a second each."""
         if self._putting is not None:
             await asyncio.wait({self._putting}, timeout=_DRAIN_LIMIT_S)
             self._is_putting()
         if self._tier is not None:
-            await self._tier.close()
+            try:
+                async with asyncio.timeout(_DRAIN_LIMIT_S):
+                    await self._tier.close()
+            except (CacheUnavailable, TimeoutError) as error:
+                log.warning("feature cache: second tier left open", reason=str(error) or "it does not answer")
         self._memory.clear()
 
     def shrink(self, on: bool) -> None:
@@ -161,10 +168,10 @@ class FeatureCache:
         wanted = [i for i, one in enumerate(found) if one is None and self._may_hold(lookups[i])]
         if tier is None or not wanted or not self._breaker.closed:
             return 0
+        tokens = await asyncio.to_thread(identity.tokens, [lookups[i] for i in wanted])
+        asked = [(i, token) for i, token in zip(wanted, tokens, strict=True) if token is not None]
         try:
             async with asyncio.timeout(tier.limit_s):
-                tokens = await asyncio.to_thread(identity.tokens, [lookups[i] for i in wanted])
-                asked = [(i, token) for i, token in zip(wanted, tokens, strict=True) if token is not None]
                 bodies = await tier.get_many(
                     [lookups[i].row for i, _ in asked], [token for _, token in asked], now_ms, self._ttl_ms
                 )
@@ -234,14 +241,14 @@ class FeatureCache:
         identity: CandleIdentity,
         now_ms: int,
     ) -> None:
+        tokens = await asyncio.to_thread(identity.tokens, lookups)
+        kept = [
+            (lookup, token, _encode(_Stored(outcome.signal, outcome.skipped)))
+            for lookup, outcome, token in zip(lookups, outcomes, tokens, strict=True)
+            if token is not None
+        ]
         try:
-            async with asyncio.timeout(tier.limit_s):
-                tokens = await asyncio.to_thread(identity.tokens, lookups)
-                kept = [
-                    (lookup, token, _encode(_Stored(outcome.signal, outcome.skipped)))
-                    for lookup, outcome, token in zip(lookups, outcomes, tokens, strict=True)
-                    if token is not None
-                ]
+            async with asyncio.timeout(tier.put_limit_s):
                 await tier.put_many(
                     [lookup.row for lookup, _, _ in kept],
                     [token for _, token, _ in kept],
@@ -250,7 +257,7 @@ class FeatureCache:
                     self._ttl_ms,
                 )
         except (CacheUnavailable, TimeoutError) as error:
-            self._breaker.failed(str(error) or f"no answer within {tier.limit_s * 1000:g} ms")
+            self._breaker.failed(str(error) or f"no answer within {tier.put_limit_s * 1000:g} ms")
             return
         self._breaker.succeeded()
         if not tier.shared:

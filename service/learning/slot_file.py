@@ -13,7 +13,8 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
@@ -37,7 +38,7 @@ class SlotFile:
     """Implements `ports.CacheTier`; only this daemon writes it."""
 
     shared = False
-    limit_s = _LIMIT_S
+    limit_s = put_limit_s = _LIMIT_S
 
     def __init__(self, path: Path, slots: int, slot_bytes: int) -> None:
         """Nothing is opened yet. Args: slots: rows of the candle store; slot_bytes: 64 or more."""
@@ -69,7 +70,7 @@ class SlotFile:
         self, rows: Sequence[int], tokens: Sequence[bytes], now_ms: int, ttl_ms: int
     ) -> list[bytes | None]:
         """Blocking. The body of each row's slot, None unless it is whole, in time and of that token."""
-        with self._lock:
+        with self._alone():
             try:
                 file = self._open()
                 slots = [os.pread(file, self._slot_bytes, self._at(row)) for row in rows]
@@ -83,7 +84,7 @@ class SlotFile:
         self, rows: Sequence[int], tokens: Sequence[bytes], bodies: Sequence[bytes], expires_ms: int
     ) -> None:
         """Blocking. A body that its slot cannot take is counted and left out."""
-        with self._lock:
+        with self._alone():
             try:
                 file = self._open()
                 for row, token, body in zip(rows, tokens, bodies, strict=True):
@@ -96,6 +97,16 @@ class SlotFile:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 raise self._unavailable(error) from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time. On a disk that hangs the others give up instead of piling up behind it."""
+        if not self._lock.acquire(timeout=_LIMIT_S):
+            raise CacheUnavailable(f"{self._path.name}: the disk does not answer")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _tell_too_large(self, body_bytes: int) -> None:
         self.too_large += 1
@@ -129,7 +140,7 @@ class SlotFile:
         return file
 
     def _close(self) -> None:
-        with self._lock:
+        with self._alone():
             self._drop()
 
     def _drop(self) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import subprocess
+import threading
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -181,6 +182,35 @@ async def test_nothing_of_another_strategy_is_served(store, tmp_path, other, req
     assert found == (await signals_of(store, strategy=other))[0]
 
 
+async def test_one_cache_tells_two_strategies_apart_in_memory_too(store):
+    cache = cache_of(max_entries=0)
+    answers = []
+    settings = AnalysisSettings(workers=0)
+    async with open_pool(settings, None) as pool:
+        for options in ({}, {"stop_atr": 2.5}, {}):
+            strategy = StrategySettings(options=options)
+            analyzer = ParallelAnalyzer(pool, store.path, settings, strategy, Recorder(), cache)
+            result = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
+            analyzer.close()
+            assert result.reused == 0
+            answers.append(msgspec.json.encode(result.signals))
+    assert answers[0] == answers[2] != answers[1]
+
+
+async def test_a_slot_with_one_wrong_bit_is_no_entry(tmp_path):
+    tier, token = SlotFile(tmp_path / FILE_NAME, 2, 256), b"t" * 16
+    for at in range(len(b"body") * 8):
+        await tier.put_many([1], [token], [b"body"], 0, 1_000)
+        with (tmp_path / FILE_NAME).open("r+b") as file:
+            place = 32 + 256 + 32 + at // 8
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 1 << at % 8]))
+        assert await tier.get_many([1], [token], 0, 1_000) == [None]
+    await tier.close()
+
+
 async def test_a_torn_slot_costs_its_symbol_only(store, tmp_path):
     first, _ = await signals_of(store, cache_of(slots(tmp_path)))
     file = tmp_path / FILE_NAME
@@ -313,11 +343,36 @@ async def test_a_disk_that_gets_room_again_is_used_again(store, tmp_path, monkey
         assert (await analyzer.analyse(store.symbols(), NOW_MS, IDLE)).reused == len(SYMBOLS)
 
 
+async def test_a_disk_that_hangs_is_given_up_and_keeps_nobody_from_closing(store, tmp_path, monkeypatch):
+    hanging, over = threading.Event(), threading.Event()
+
+    def hang(*arguments):
+        hanging.set()
+        over.wait(30)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(slot_file, "_LIMIT_S", 0.1)
+    tier = slots(tmp_path)
+    monkeypatch.setattr(tier, "limit_s", 0.1, raising=False)
+    fresh, _ = await signals_of(store)
+    monkeypatch.setattr(slot_file, "os", faulty(pread=hang))
+    with capture_logs() as lines:
+        found, reused = await signals_of(store, cache_of(tier))
+    over.set()
+    assert hanging.is_set()
+    assert (found, reused) == (fresh, 0)
+    told = [line["event"] for line in lines if line["log_level"] == "warning"]
+    assert told == [
+        "feature cache: second tier fails, results are computed instead",
+        "feature cache: second tier left open",
+    ]
+
+
 class Hanging:
     """A second tier that never answers."""
 
     shared = True
-    limit_s = 0.05
+    limit_s = put_limit_s = 0.05
 
     async def get_many(self, rows, tokens, now_ms, ttl_ms):
         await asyncio.Event().wait()

@@ -8,7 +8,7 @@ from service.settings import CycleSettings
 
 @pytest.mark.parametrize(
     ("interval_s", "speed", "seconds"),
-    [(60.0, 1.0, 45.0), (10.0, 1.0, 7.5), (60.0, 60.0, 0.75), (60.0, 6_000.0, 0.5)],
+    [(60.0, 1.0, 45.0), (10.0, 1.0, 7.5), (60.0, 20.0, 2.25), (60.0, 60.0, 2.0), (60.0, 6_000.0, 2.0)],
 )
 def test_the_deadline_is_a_share_of_the_interval_and_never_a_blink(
     interval_s: float, speed: float, seconds: float

@@ -29,6 +29,11 @@ def test_nothing_heavy_is_imported(statement):
     assert not loaded_by(statement) & set(HEAVY)
 
 
+def test_redis_is_loaded_only_where_its_address_is_known():
+    assert "redis" not in loaded_by("import service.daemon, service.exchange.paper")
+    assert "redis" in loaded_by("import service.learning.redis_tier")
+
+
 def test_the_daemon_process_needs_no_numpy():
     assert not loaded_by("import service.daemon, service.exchange.paper") & {"numpy", "talib"}
 
