@@ -18,7 +18,7 @@ import structlog
 
 from service.archive.journal import Entry, Journal, open_journal
 from service.archive.lock import only_writer
-from service.archive.manifest import seal
+from service.archive.manifest import read_manifest, seal
 from service.archive.schema import STREAMS, SchemaNewer, check_version
 from service.archive.segments import (
     LARGEST_LINE_BYTES,
@@ -28,6 +28,7 @@ from service.archive.segments import (
     Threads,
     encode_line,
     open_segment,
+    parquets,
     recover,
     segment_path,
     sync_file,
@@ -217,6 +218,10 @@ class DataArchiver:
             journal_bytes=self._journal.used_bytes,
             writable=self.writable,
         )
+
+    def depth(self, stream: str) -> int:
+        """Records in the stream's buffer now."""
+        return len(self._streams[stream].lines)
 
     def flush_early(self, early: bool) -> None:
         """While true, what is accepted is written at once: memory is worth more than few writes."""
@@ -605,6 +610,16 @@ async def _writer_of(archiver: DataArchiver, drain_limit_s: float) -> AsyncItera
             await archiver.close()
 
 
+def _version_of(directory: Path, stream: str, tail: Tail) -> int:
+    """The schema of the stream's last record."""
+    if tail.path is not None:
+        return tail.version
+    manifest = next(
+        (found for path in parquets(directory, stream)[-1:] if (found := read_manifest(path))), None
+    )
+    return manifest.version if manifest else 1
+
+
 def _recover_all(directory: Path, journal: Journal) -> Found:
     try:
         journalled = journal.recover()
@@ -616,7 +631,7 @@ def _recover_all(directory: Path, journal: Journal) -> Found:
                 if tail.path is not None:
                     sync_file(tail.path)
         for stream, tail in tails.items():
-            check_version(stream, tail.version, str(tail.path))
+            check_version(stream, _version_of(directory, stream, tail), f"the archive at {directory}")
     except OSError as error:
         raise DataDirectoryUnusable(f"the archive at {directory} cannot be read: {error}") from error
     except SchemaNewer as error:

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from service.errors import EXIT_OK, SettingsInvalid
 
-NAMES = ("cycle", "features", "imports", "archive", "dataset", "soak", "loop")
+NAMES = ("cycle", "features", "imports", "archive", "query", "dataset", "soak", "loop")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

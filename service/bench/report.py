@@ -22,6 +22,7 @@ def rounds(plot: Path) -> list[list[str]]:
         ["features"],
         ["imports", "--top", "8"],
         ["archive"],
+        ["query"],
         ["soak", "--cycles", "600", "--plot", str(plot)],
         ["loop", "--cycles", "30"],
     ]
