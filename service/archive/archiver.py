@@ -19,6 +19,7 @@ import structlog
 from service.archive.journal import Entry, Journal, open_journal
 from service.archive.lock import only_writer
 from service.archive.manifest import read_manifest, seal
+from service.archive.numbers import LAST_NAME, read_numbers, write_numbers
 from service.archive.schema import STREAMS, SchemaNewer, check_version
 from service.archive.segments import (
     LARGEST_LINE_BYTES,
@@ -272,6 +273,16 @@ class DataArchiver:
                 await asyncio.get_running_loop().run_in_executor(self._threads.sync, seal, path, stream)
             except (OSError, ValueError) as error:
                 log.warning("a segment could not be sealed, compaction tries again", reason=str(error))
+            else:
+                await self._note_last()
+
+    async def _note_last(self) -> None:
+        """Write down how far each stream got: a newest segment that goes later is missed then."""
+        last = {stream.name: stream.durable_sequence for stream in self._streams.values()}
+        with contextlib.suppress(OSError):  # known from the segments as well
+            await asyncio.get_running_loop().run_in_executor(
+                self._threads.sync, write_numbers, self._directory / LAST_NAME, last
+            )
 
     async def _drained(self) -> bool:
         """Whether all that was accepted is durable, after a last sync."""
@@ -506,6 +517,9 @@ class DataArchiver:
             with contextlib.suppress(OSError):
                 async with asyncio.timeout(_CLOSE_LIMIT_S):
                     await self._close_file(stream)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_LIMIT_S):
+                await self._note_last()
         if left := self._left():
             with contextlib.suppress(OSError):
                 async with asyncio.timeout(_CLOSE_LIMIT_S):
@@ -610,6 +624,15 @@ async def _writer_of(archiver: DataArchiver, drain_limit_s: float) -> AsyncItera
             await archiver.close()
 
 
+def _tail(directory: Path, stream: str, noted: int) -> Tail:
+    """Where the stream goes on: behind all that was ever durable, even where its last segment is gone."""
+    tail = recover(directory, stream)
+    if tail.next_sequence > noted:
+        return tail
+    log.error("records are missing from the archive", stream=stream, since=tail.next_sequence, until=noted)
+    return msgspec.structs.replace(tail, next_sequence=noted + 1)
+
+
 def _version_of(directory: Path, stream: str, tail: Tail) -> int:
     """The schema of the stream's last record."""
     if tail.path is not None:
@@ -624,7 +647,8 @@ def _recover_all(directory: Path, journal: Journal) -> Found:
     try:
         journalled = journal.recover()
         names = dict.fromkeys((*STREAMS, *(stream for _, stream, _ in journalled)))
-        tails = {stream: recover(directory, stream) for stream in names}
+        noted = read_numbers(directory / LAST_NAME)
+        tails = {stream: _tail(directory, stream, noted.get(stream, 0)) for stream in names}
         if journalled:
             # What the earlier process wrote and had not synced leaves the journal: synced first.
             for tail in tails.values():

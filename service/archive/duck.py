@@ -22,6 +22,7 @@ def connected(memory_mb: int, threads: int = 1) -> Iterator[Connection]:
         connection = duckdb.connect()
         try:
             connection.execute(f"SET memory_limit = '{memory_mb}MiB'")
+            connection.execute("SET autoinstall_known_extensions = false")  # never the network
             connection.execute(f"SET threads = {threads}")
             connection.execute(f"SET temp_directory = {text(spill)}")
             yield connection

@@ -47,11 +47,18 @@ class Keeper:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            sealed = await asyncio.to_thread(self._look)
-            if self._settings.compact and (sealed or self._retains()) and self._calm(False):
-                await self._upkeep()
-                await asyncio.to_thread(self._look)
+            try:
+                await self._once()
+            except OSError as error:  # a disk or a kernel without room: looked at again later
+                self._recorder.count("archive.upkeep_failures")
+                log.warning("upkeep of the archive was not possible", reason=str(error))
             await asyncio.sleep(self._settings.compact_every_s)
+
+    async def _once(self) -> None:
+        sealed = await asyncio.to_thread(self._look)
+        if self._settings.compact and (sealed or self._retains()) and self._calm(False):
+            await self._upkeep()
+            await asyncio.to_thread(self._look)
 
     def _retains(self) -> bool:
         return bool(self._settings.keep_days or self._settings.keep_mb)

@@ -17,6 +17,7 @@ from service.archive import compaction, schema
 from service.archive.archiver import archiving
 from service.archive.catalog import catalog
 from service.archive.compaction import CompactionFailed, compact, compact_one
+from service.archive.lock import only_upkeep
 from service.archive.manifest import manifest_path, read_manifest
 from service.archive.query import QueryFailed, query
 from service.archive.retention import mark_seen, plan, prune
@@ -276,6 +277,21 @@ async def test_a_deleted_segment_is_a_gap_with_a_name(tmp_path: Path, compacted:
     if compacted:
         assert "adjustments-000000000021-000000000040 is gone" in found.findings[0].what
     assert asked(directory, "SELECT count(*) AS n FROM adjustments", tmp_path) == [{"n": 40}]
+
+
+async def test_a_deleted_newest_segment_is_a_gap_and_its_numbers_are_not_used_again(tmp_path: Path) -> None:
+    await record(tmp_path)
+    segments(tmp_path, "adjustments")[-1].unlink()
+    assert [f.gap for f in report(tmp_path).findings] == [(41, 60)]
+    await record(tmp_path, days=1)
+    found = report(tmp_path)
+    assert ([f.gap for f in found.findings], found.last) == ([(41, 60)], 80)
+
+
+async def test_two_compactions_at_once_are_refused(tmp_path: Path) -> None:
+    with only_upkeep(tmp_path), pytest.raises(DataDirectoryUnusable, match="another process compacts"):
+        with only_upkeep(tmp_path):
+            pass
 
 
 async def test_a_torn_last_line_is_no_fault_and_not_a_record(tmp_path: Path) -> None:
