@@ -97,6 +97,7 @@ class DataArchiver:
         self._writable = True
         self._early = False
         self._crowded = False  # the journal has no room until more is synced
+        self._refused_long: set[str] = set()  # streams whose long record the disk refused
         self._errors = 0
         self._failure: BaseException | None = None
 
@@ -115,8 +116,8 @@ class DataArchiver:
         if buffer is None:
             raise ValueError(f"no archive stream {stream!r}; streams are {', '.join(self._streams)}")
         encoded = _encoded(stream, record)
-        if not buffer.turn.locked() and self._accept(buffer, encoded):
-            return
+        if not buffer.producers and self._accept(buffer, encoded):
+            return  # nobody waits and there is room
         buffer.producers += 1
         try:
             async with buffer.turn:
@@ -165,6 +166,16 @@ class DataArchiver:
     async def _put_long(self, stream: Stream, encoded: bytes) -> None:
         """Write one record past the journal, once all before it are durable; returns when it is."""
         retry_s = _FIRST_RETRY_S
+        try:
+            while not await self._long_written(stream, encoded):
+                await self._pause(retry_s)
+                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+        finally:
+            self._refused_long.discard(stream.name)
+            self._work.set()  # the writer says when the archive can be written again
+
+    async def _long_written(self, stream: Stream, encoded: bytes) -> bool:
+        """Write it once there is nothing before it; False when the disk refused."""
         while True:
             if self._closed:
                 raise ArchiveNotDrained(f"the archive is closed; a record of {stream.name!r} is not kept")
@@ -176,11 +187,11 @@ class DataArchiver:
                 continue
             try:
                 await self._write_long(stream, encoded)
-                return
+                return True
             except OSError as error:
+                self._refused_long.add(stream.name)
                 self._refused(stream, error)
-                await self._pause(retry_s)
-                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+                return False
 
     async def _write_long(self, stream: Stream, encoded: bytes) -> None:
         sequence = stream.next_sequence
@@ -307,6 +318,8 @@ class DataArchiver:
             return
         if self._draining.is_set() and not waiting:
             return
+        if not self._writable and not self._refused_long:
+            return  # there is nothing left to be written: it is said, and entries are on again
         self._work.clear()
         limit_s = min((self._age_left_s(stream) for stream in waiting), default=None)
         with contextlib.suppress(TimeoutError):
@@ -451,7 +464,7 @@ class DataArchiver:
                 except OSError as error:
                     refused = True
                     self._refused(stream, error)
-        if not refused and not self._writable:
+        if not refused and not self._writable and not self._refused_long:
             self._writable = True
             log.info("the archive can be written again", errors=self._errors)
         return not refused

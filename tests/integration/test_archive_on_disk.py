@@ -494,7 +494,8 @@ async def test_a_long_record_waits_for_a_disk_that_refuses_and_keeps_its_place(t
     ) as archive:
         async with asyncio.TaskGroup() as tasks:
             putting = tasks.create_task(archive.put("orders", adjustment(0, reason="x" * 2_000_000)))
-            await until(lambda: not archive.writable)
+            await until(lambda: archive.statistics().errors >= 2)
+            assert not archive.writable, "not until the record is written"
             assert not putting.done()
             disk.fault = ""
         await put_many(archive, range(1, 3))
