@@ -22,7 +22,7 @@ from service.archive.manifest import read_manifest, seal
 from service.archive.numbers import LAST_NAME, read_numbers, write_numbers
 from service.archive.schema import STREAMS, SchemaNewer, check_version
 from service.archive.segments import (
-    LARGEST_LINE_BYTES,
+    LARGEST_RECORD_BYTES,
     OpenSegment,
     SegmentFile,
     Tail,
@@ -553,7 +553,7 @@ def _encoded(stream: str, record: Record) -> bytes:
         encoded = msgspec.json.encode(record)
     except (TypeError, UnicodeEncodeError, msgspec.MsgspecError) as error:
         raise ValueError(f"a record of stream {stream!r} cannot be written as JSON: {error}") from error
-    if len(encoded) > LARGEST_LINE_BYTES:
+    if len(encoded) > LARGEST_RECORD_BYTES:
         raise ValueError(f"a record of stream {stream!r} has {len(encoded)} bytes, more than is readable")
     return encoded
 

@@ -15,7 +15,7 @@ from service.archive.manifest import Manifest, manifest_path, read_manifest, sea
 from service.archive.quarantine import missing_ranges, set_aside
 from service.archive.schema import STREAMS, check_version, columns, former_columns, version
 from service.archive.segments import (
-    LARGEST_LINE_BYTES,
+    LONGEST_LINE_BYTES,
     parquet_path,
     parquet_range,
     parquets,
@@ -139,7 +139,7 @@ def _check_fields(segment: Path, stream: str) -> None:
     known = {column.name for column in columns(stream)} | set(former_columns(stream))
     with segment.open("rb") as file:
         first = file.readline()
-        file.seek(max(segment.stat().st_size - LARGEST_LINE_BYTES, 0))
+        file.seek(max(segment.stat().st_size - LONGEST_LINE_BYTES, 0))
         *_, last = file
     for line in (first, last):
         fields: dict[str, Any] = msgspec.json.decode(line)
@@ -150,7 +150,7 @@ def _check_fields(segment: Path, stream: str) -> None:
 def _write(segment: Path, stream: str, new: Path, source: Manifest, memory_mb: int) -> None:
     # Read by one thread in the order of the lines, which is that of their numbers: no sort, little memory.
     rows = json_rows(stream, [segment], strict=True, longest_bytes=source.longest_bytes)
-    with connected(memory_mb) as connection:
+    with connected(memory_mb, ordered=True) as connection:
         try:
             connection.execute(
                 f"COPY ({rows}) TO {text(new)} "

@@ -16,8 +16,11 @@ Connection = duckdb.DuckDBPyConnection
 
 
 @contextmanager
-def connected(memory_mb: int, threads: int = 1) -> Iterator[Connection]:
-    """A database in memory, within its limit; what does not fit goes to a temporary directory."""
+def connected(memory_mb: int, threads: int = 1, *, ordered: bool = False) -> Iterator[Connection]:
+    """A database in memory, within its limit; what does not fit goes to a temporary directory.
+
+    Args: ordered: rows keep the order of their files, which costs memory where there is more than one thread.
+    """
     with tempfile.TemporaryDirectory(prefix="perpd-duckdb-") as spill:
         connection = duckdb.connect()
         try:
@@ -25,6 +28,7 @@ def connected(memory_mb: int, threads: int = 1) -> Iterator[Connection]:
             connection.execute("SET autoinstall_known_extensions = false")  # never the network
             connection.execute(f"SET threads = {threads}")
             connection.execute(f"SET temp_directory = {text(spill)}")
+            connection.execute(f"SET preserve_insertion_order = {str(ordered).lower()}")
             yield connection
         finally:
             connection.close()

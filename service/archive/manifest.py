@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from service.archive.segments import Envelope, sync_directory
+from service.archive.segments import LONGEST_LINE_BYTES, Envelope, sync_directory
 
 SUFFIX = ".manifest.json"
 
@@ -28,7 +28,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     sha256: str
     source_bytes: int  # of the JSON lines
-    longest_bytes: int  # of one line
+    longest_bytes: int = LONGEST_LINE_BYTES  # of one line
 
 
 def manifest_path(segment: Path) -> Path:

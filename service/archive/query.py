@@ -12,7 +12,7 @@ import msgspec
 from service.archive.catalog import catalog, check_versions
 from service.archive.duck import Connection, DuckError, connected, json_rows, no_rows, parquet_rows, text
 from service.archive.schema import STREAMS
-from service.archive.segments import LARGEST_LINE_BYTES
+from service.archive.segments import LONGEST_LINE_BYTES
 from service.archive.table import table
 from service.errors import EXIT_USAGE, PerpdError
 
@@ -29,7 +29,7 @@ class QueryFailed(PerpdError):
     exit_code = EXIT_USAGE
 
 
-def define_views(connection: Connection, directory: Path, *, longest_bytes: int) -> None:
+def define_views(connection: Connection, directory: Path, *, longest_bytes: int = LONGEST_LINE_BYTES) -> None:
     """One view a stream, on the files that are there now. Args: longest_bytes: of a line."""
     for stream in STREAMS:
         segments = catalog(directory, stream)
@@ -46,7 +46,6 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
     check_versions(directory)
     sql = sql.strip().rstrip(";")
     with connected(max(memory_mb - PROCESS_MB, 32)) as connection:
-        connection.execute("SET preserve_insertion_order = false")
         longest_bytes = 0
         for attempt in range(_TRIES):
             try:
@@ -59,7 +58,7 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
                 if attempt < _TRIES - 1 and ("No files found" in words or "No such file" in words):
                     continue
                 if not longest_bytes and "maximum_object_size" in words:
-                    longest_bytes = LARGEST_LINE_BYTES + 4_096
+                    longest_bytes = LONGEST_LINE_BYTES
                     continue
                 raise QueryFailed(words[:1_000]) from None
 
