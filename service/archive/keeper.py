@@ -43,6 +43,7 @@ class Keeper:
         self.disk_bytes = 0
         self.disk_free_bytes = 0
         self.runs = 0
+        self.looks = 0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -52,6 +53,7 @@ class Keeper:
             except OSError as error:  # a disk or a kernel without room: looked at again later
                 self._recorder.count("archive.upkeep_failures")
                 log.warning("upkeep of the archive was not possible", reason=str(error))
+            self.looks += 1
             await asyncio.sleep(self._settings.compact_every_s)
 
     async def _once(self) -> None:
