@@ -22,7 +22,7 @@ PerpdError
   WorkerLost              a worker died or was killed at its time limit
   CacheUnavailable        the cache's second tier cannot answer: compute instead, try it again later
   CycleStalled            exit 1: no cycle finished for too long, to be started anew
-  ArchiveNotDrained       exit 74: records were left in memory at the end
+  ArchiveNotDrained       exit 74: records were left in the journal at the end
   StateConflict           a record contradicts what is booked: quarantine its symbol, trade the others
 """
 
@@ -109,7 +109,7 @@ class CycleStalled(PerpdError):
 
 
 class ArchiveNotDrained(PerpdError):
-    """Records accepted by the archive could not be written before the drain limit."""
+    """Records did not reach their segments before the drain limit; the journal has them."""
 
     exit_code = EXIT_IO
 

@@ -129,7 +129,8 @@ class Archive(Protocol):
     """Where every record goes for good."""
 
     async def put(self, stream: str, record: Record) -> None:
-        """Accept one record; waits when the disk is slow. Streams: see `archive.archiver.STREAMS`."""
+        """Accept one record; it survives SIGKILL on return. Waits when the disk is slow. Streams: see
+        `archive.schema.STREAMS`."""
         ...
 
     @property

@@ -18,16 +18,18 @@ import structlog
 
 from service.archive.journal import Entry, Journal, open_journal
 from service.archive.lock import only_writer
-from service.archive.manifest import seal
+from service.archive.manifest import read_manifest, seal
+from service.archive.numbers import LAST_NAME, read_numbers, write_numbers
 from service.archive.schema import STREAMS, SchemaNewer, check_version
 from service.archive.segments import (
-    LARGEST_LINE_BYTES,
+    LARGEST_RECORD_BYTES,
     OpenSegment,
     SegmentFile,
     Tail,
     Threads,
     encode_line,
     open_segment,
+    parquets,
     recover,
     segment_path,
     sync_file,
@@ -95,6 +97,7 @@ class DataArchiver:
         self._writable = True
         self._early = False
         self._crowded = False  # the journal has no room until more is synced
+        self._refused_long: set[str] = set()  # streams whose long record the disk refused
         self._errors = 0
         self._failure: BaseException | None = None
 
@@ -113,8 +116,8 @@ class DataArchiver:
         if buffer is None:
             raise ValueError(f"no archive stream {stream!r}; streams are {', '.join(self._streams)}")
         encoded = _encoded(stream, record)
-        if not buffer.turn.locked() and self._accept(buffer, encoded):
-            return
+        if not buffer.producers and self._accept(buffer, encoded):
+            return  # nobody waits and there is room
         buffer.producers += 1
         try:
             async with buffer.turn:
@@ -163,6 +166,16 @@ class DataArchiver:
     async def _put_long(self, stream: Stream, encoded: bytes) -> None:
         """Write one record past the journal, once all before it are durable; returns when it is."""
         retry_s = _FIRST_RETRY_S
+        try:
+            while not await self._long_written(stream, encoded):
+                await self._pause(retry_s)
+                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+        finally:
+            self._refused_long.discard(stream.name)
+            self._work.set()  # the writer says when the archive can be written again
+
+    async def _long_written(self, stream: Stream, encoded: bytes) -> bool:
+        """Write it once there is nothing before it; False when the disk refused."""
         while True:
             if self._closed:
                 raise ArchiveNotDrained(f"the archive is closed; a record of {stream.name!r} is not kept")
@@ -174,11 +187,11 @@ class DataArchiver:
                 continue
             try:
                 await self._write_long(stream, encoded)
-                return
+                return True
             except OSError as error:
+                self._refused_long.add(stream.name)
                 self._refused(stream, error)
-                await self._pause(retry_s)
-                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+                return False
 
     async def _write_long(self, stream: Stream, encoded: bytes) -> None:
         sequence = stream.next_sequence
@@ -217,6 +230,10 @@ class DataArchiver:
             journal_bytes=self._journal.used_bytes,
             writable=self.writable,
         )
+
+    def depth(self, stream: str) -> int:
+        """Records in the stream's buffer now."""
+        return len(self._streams[stream].lines)
 
     def flush_early(self, early: bool) -> None:
         """While true, what is accepted is written at once: memory is worth more than few writes."""
@@ -267,6 +284,16 @@ class DataArchiver:
                 await asyncio.get_running_loop().run_in_executor(self._threads.sync, seal, path, stream)
             except (OSError, ValueError) as error:
                 log.warning("a segment could not be sealed, compaction tries again", reason=str(error))
+            else:
+                await self._note_last()
+
+    async def _note_last(self) -> None:
+        """Write down how far each stream got: a newest segment that goes later is missed then."""
+        last = {stream.name: stream.durable_sequence for stream in self._streams.values()}
+        with contextlib.suppress(OSError):  # known from the segments as well
+            await asyncio.get_running_loop().run_in_executor(
+                self._threads.sync, write_numbers, self._directory / LAST_NAME, last
+            )
 
     async def _drained(self) -> bool:
         """Whether all that was accepted is durable, after a last sync."""
@@ -291,6 +318,8 @@ class DataArchiver:
             return
         if self._draining.is_set() and not waiting:
             return
+        if not self._writable and not self._refused_long:
+            return  # there is nothing left to be written: it is said, and entries are on again
         self._work.clear()
         limit_s = min((self._age_left_s(stream) for stream in waiting), default=None)
         with contextlib.suppress(TimeoutError):
@@ -435,7 +464,7 @@ class DataArchiver:
                 except OSError as error:
                     refused = True
                     self._refused(stream, error)
-        if not refused and not self._writable:
+        if not refused and not self._writable and not self._refused_long:
             self._writable = True
             log.info("the archive can be written again", errors=self._errors)
         return not refused
@@ -501,6 +530,9 @@ class DataArchiver:
             with contextlib.suppress(OSError):
                 async with asyncio.timeout(_CLOSE_LIMIT_S):
                     await self._close_file(stream)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_LIMIT_S):
+                await self._note_last()
         if left := self._left():
             with contextlib.suppress(OSError):
                 async with asyncio.timeout(_CLOSE_LIMIT_S):
@@ -521,7 +553,7 @@ def _encoded(stream: str, record: Record) -> bytes:
         encoded = msgspec.json.encode(record)
     except (TypeError, UnicodeEncodeError, msgspec.MsgspecError) as error:
         raise ValueError(f"a record of stream {stream!r} cannot be written as JSON: {error}") from error
-    if len(encoded) > LARGEST_LINE_BYTES:
+    if len(encoded) > LARGEST_RECORD_BYTES:
         raise ValueError(f"a record of stream {stream!r} has {len(encoded)} bytes, more than is readable")
     return encoded
 
@@ -605,18 +637,38 @@ async def _writer_of(archiver: DataArchiver, drain_limit_s: float) -> AsyncItera
             await archiver.close()
 
 
+def _tail(directory: Path, stream: str, noted: int) -> Tail:
+    """Where the stream goes on: behind all that was ever durable, even where its last segment is gone."""
+    tail = recover(directory, stream)
+    if tail.next_sequence > noted:
+        return tail
+    log.error("records are missing from the archive", stream=stream, since=tail.next_sequence, until=noted)
+    return msgspec.structs.replace(tail, next_sequence=noted + 1)
+
+
+def _version_of(directory: Path, stream: str, tail: Tail) -> int:
+    """The schema of the stream's last record."""
+    if tail.path is not None:
+        return tail.version
+    manifest = next(
+        (found for path in parquets(directory, stream)[-1:] if (found := read_manifest(path))), None
+    )
+    return manifest.version if manifest else 1
+
+
 def _recover_all(directory: Path, journal: Journal) -> Found:
     try:
         journalled = journal.recover()
         names = dict.fromkeys((*STREAMS, *(stream for _, stream, _ in journalled)))
-        tails = {stream: recover(directory, stream) for stream in names}
+        noted = read_numbers(directory / LAST_NAME)
+        tails = {stream: _tail(directory, stream, noted.get(stream, 0)) for stream in names}
         if journalled:
             # What the earlier process wrote and had not synced leaves the journal: synced first.
             for tail in tails.values():
                 if tail.path is not None:
                     sync_file(tail.path)
         for stream, tail in tails.items():
-            check_version(stream, tail.version, str(tail.path))
+            check_version(stream, _version_of(directory, stream, tail), f"the archive at {directory}")
     except OSError as error:
         raise DataDirectoryUnusable(f"the archive at {directory} cannot be read: {error}") from error
     except SchemaNewer as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from service.archive.manifest import Manifest, read_manifest
+from service.archive.numbers import PRUNED_NAME, SEEN_NAME, read_numbers
 from service.archive.schema import STREAMS, check_version
 from service.archive.segments import (
     envelope_of,
@@ -16,8 +17,6 @@ from service.archive.segments import (
 )
 from service.errors import DataDirectoryUnusable
 
-PRUNED_NAME = "pruned.json"
-SEEN_NAME = "seen.json"
 _TAIL_BYTES = 1 << 20
 
 
@@ -93,16 +92,9 @@ def _version_of(path: Path) -> int:
 
 def pruned_until(directory: Path, stream: str) -> int:
     """The last sequence number that retention removed; 0 when it removed none."""
-    return _numbers(directory / stream / PRUNED_NAME).get("until", 0)
+    return read_numbers(directory / stream / PRUNED_NAME).get("until", 0)
 
 
 def seen_by_training(directory: Path) -> dict[str, int]:
     """By stream, the last sequence number that training has taken in."""
-    return _numbers(directory / SEEN_NAME)
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, int])
-    except FileNotFoundError:
-        return {}
+    return read_numbers(directory / SEEN_NAME)

@@ -184,9 +184,9 @@ def _compact(args: argparse.Namespace, settings: Settings, directory: Path) -> i
     from contextlib import nullcontext
 
     from service.archive.compaction import compact
-    from service.archive.lock import only_writer
+    from service.archive.lock import only_upkeep, only_writer
 
-    with only_writer(directory) if args.all else nullcontext():
+    with only_writer(directory) if args.all else nullcontext(), only_upkeep(directory):
         done = compact(directory, args.memory_mb, newest=args.all)
     ratio = f", {done.parquet_bytes / done.json_bytes:.1%} of it" if done.json_bytes else ""
     _say(
@@ -197,6 +197,7 @@ def _compact(args: argparse.Namespace, settings: Settings, directory: Path) -> i
 
 
 def _prune(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
+    from service.archive.lock import only_upkeep
     from service.archive.retention import plan, prune
 
     removals = plan(directory, settings.archive.keep_days, settings.archive.keep_mb)
@@ -206,7 +207,8 @@ def _prune(args: argparse.Namespace, settings: Settings, directory: Path) -> int
         total = sum(removal.segment.size_bytes for removal in removals)
         _say(f"would remove {len(removals)} segments, {total} bytes")
         return EXIT_OK
-    freed = prune(directory, removals)
+    with only_upkeep(directory):
+        freed = prune(directory, removals)
     _say(f"removed {len(removals)} segments, {freed} bytes")
     return EXIT_OK
 

@@ -5,6 +5,7 @@ row by row, renamed; only then the JSON lines go. Killed at any moment, each rec
 """
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -12,8 +13,9 @@ import structlog
 from service.archive.duck import DuckError, connected, json_rows, parquet_rows, text
 from service.archive.manifest import Manifest, manifest_path, read_manifest, seal, sha256_of, write_manifest
 from service.archive.quarantine import missing_ranges, set_aside
-from service.archive.schema import STREAMS, check_version
+from service.archive.schema import STREAMS, check_version, columns, former_columns, version
 from service.archive.segments import (
+    LONGEST_LINE_BYTES,
     parquet_path,
     parquet_range,
     parquets,
@@ -26,7 +28,7 @@ from service.errors import EXIT_IO, PerpdError
 log = structlog.get_logger("archive.compaction")
 
 DEFAULT_MEMORY_MB = 128
-ROW_GROUP_ROWS = 30_000  # a reader holds one row group of the columns it asks for
+ROW_GROUP_ROWS = 20_480  # a reader holds one row group of the columns it asks for
 
 
 class Compacted(msgspec.Struct, frozen=True):
@@ -85,12 +87,13 @@ def compact_one(directory: Path, segment: Path, stream: str, memory_mb: int) -> 
         _remove(segment)
         return None
     check_version(stream, source.version, str(segment))
+    _check_fields(segment, stream)
     target = parquet_path(segment, source.last)
     new = target.with_name(target.name + ".new")
     try:
         _write(segment, stream, new, source, memory_mb)
         sync_file(new)
-        manifest = msgspec.structs.replace(source, size_bytes=new.stat().st_size, sha256=sha256_of(new))
+        manifest = _manifest(source, new)
         new.replace(target)
     finally:
         new.unlink(missing_ok=True)
@@ -100,6 +103,12 @@ def compact_one(directory: Path, segment: Path, stream: str, memory_mb: int) -> 
     return manifest
 
 
+def _manifest(source: Manifest, parquet: Path) -> Manifest:
+    size, sha256 = parquet.stat().st_size, sha256_of(parquet)
+    number = version(source.stream)  # older records were brought up to it
+    return msgspec.structs.replace(source, size_bytes=size, sha256=sha256, version=number)
+
+
 def _compacted_before(segment: Path, stream: str, directory: Path) -> bool:
     """A run that was killed between the rename and the end left both: the Parquet file is whole."""
     first = int(segment.stem.rpartition("-")[2])
@@ -107,8 +116,7 @@ def _compacted_before(segment: Path, stream: str, directory: Path) -> bool:
         if parquet_range(path)[0] == first:
             source = read_manifest(segment)
             if read_manifest(path) is None and source is not None:
-                size, sha256 = path.stat().st_size, sha256_of(path)
-                write_manifest(path, msgspec.structs.replace(source, size_bytes=size, sha256=sha256))
+                write_manifest(path, _manifest(source, path))
             return read_manifest(path) is not None
     return False
 
@@ -126,12 +134,26 @@ def _checked(directory: Path, segment: Path, stream: str) -> Manifest | None:
     return manifest or seal(segment, stream)
 
 
+def _check_fields(segment: Path, stream: str) -> None:
+    """A field that has no column would be lost. All lines of a version have the same fields."""
+    known = {column.name for column in columns(stream)} | set(former_columns(stream))
+    with segment.open("rb") as file:
+        first = file.readline()
+        file.seek(max(segment.stat().st_size - LONGEST_LINE_BYTES, 0))
+        *_, last = file
+    for line in (first, last):
+        fields: dict[str, Any] = msgspec.json.decode(line)
+        if unknown := sorted(set(fields) - known):
+            raise CompactionFailed(f"fields without a column, known to a newer perpd perhaps: {unknown}")
+
+
 def _write(segment: Path, stream: str, new: Path, source: Manifest, memory_mb: int) -> None:
-    rows = json_rows(stream, [segment], strict=True)
-    with connected(memory_mb) as connection:
+    # Read by one thread in the order of the lines, which is that of their numbers: no sort, little memory.
+    rows = json_rows(stream, [segment], strict=True, longest_bytes=source.longest_bytes)
+    with connected(memory_mb, ordered=True) as connection:
         try:
             connection.execute(
-                f"COPY ({rows} ORDER BY seq) TO {text(new)} "
+                f"COPY ({rows}) TO {text(new)} "
                 f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 9, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
             )
             before = connection.execute(_content(rows)).fetchone()

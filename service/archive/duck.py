@@ -8,38 +8,45 @@ from pathlib import Path
 import duckdb
 
 from service.archive.schema import columns, former_columns, select_list
-from service.archive.segments import LARGEST_LINE_BYTES
+
+_SHORTEST_BUFFER_BYTES = 1 << 20
 
 DuckError = duckdb.Error
 Connection = duckdb.DuckDBPyConnection
 
 
 @contextmanager
-def connected(memory_mb: int, threads: int = 1) -> Iterator[Connection]:
-    """A database in memory, within its limit; what does not fit goes to a temporary directory."""
+def connected(memory_mb: int, threads: int = 1, *, ordered: bool = False) -> Iterator[Connection]:
+    """A database in memory, within its limit; what does not fit goes to a temporary directory.
+
+    Args: ordered: rows keep the order of their files, which costs memory where there is more than one thread.
+    """
     with tempfile.TemporaryDirectory(prefix="perpd-duckdb-") as spill:
         connection = duckdb.connect()
         try:
             connection.execute(f"SET memory_limit = '{memory_mb}MiB'")
+            connection.execute("SET autoinstall_known_extensions = false")  # never the network
             connection.execute(f"SET threads = {threads}")
             connection.execute(f"SET temp_directory = {text(spill)}")
-            connection.execute("SET preserve_insertion_order = false")
+            connection.execute(f"SET preserve_insertion_order = {str(ordered).lower()}")
             yield connection
         finally:
             connection.close()
 
 
-def json_rows(stream: str, paths: Sequence[Path], *, strict: bool) -> str:
+def json_rows(stream: str, paths: Sequence[Path], *, strict: bool, longest_bytes: int) -> str:
     """SQL for the records of segments of JSON lines, typed.
 
-    Args: strict: a line or value that cannot be read is an error; otherwise it is left out or null.
+    Args: strict: a line or value that cannot be read is an error; otherwise it is left out or null;
+    longest_bytes: no line is longer. The reader's buffers are twice as large.
     """
     types = {column.name: column.read_as for column in columns(stream)} | former_columns(stream)
     fields = ", ".join(f"{text(name)}: {text(kind)}" for name, kind in types.items())
     return (
         f"SELECT {select_list(stream, strict=strict)} FROM read_json({_list(paths)}, "
         f"format = 'newline_delimited', columns = {{{fields}}}, ignore_errors = {str(not strict).lower()}, "
-        f"maximum_object_size = {LARGEST_LINE_BYTES + 4_096}, compression = 'none')"
+        f"maximum_object_size = {max(longest_bytes, _SHORTEST_BUFFER_BYTES)}, compression = 'none')"
+        + ("" if strict else " WHERE seq IS NOT NULL")  # a line that cannot be read is a row of nulls
     )
 
 

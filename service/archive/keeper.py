@@ -43,15 +43,24 @@ class Keeper:
         self.disk_bytes = 0
         self.disk_free_bytes = 0
         self.runs = 0
+        self.looks = 0
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            sealed = await asyncio.to_thread(self._look)
-            if self._settings.compact and (sealed or self._retains()) and self._calm(False):
-                await self._upkeep()
-                await asyncio.to_thread(self._look)
+            try:
+                await self._once()
+            except OSError as error:  # a disk or a kernel without room: looked at again later
+                self._recorder.count("archive.upkeep_failures")
+                log.warning("upkeep of the archive was not possible", reason=str(error))
+            self.looks += 1
             await asyncio.sleep(self._settings.compact_every_s)
+
+    async def _once(self) -> None:
+        sealed = await asyncio.to_thread(self._look)
+        if self._settings.compact and (sealed or self._retains()) and self._calm(False):
+            await self._upkeep()
+            await asyncio.to_thread(self._look)
 
     def _retains(self) -> bool:
         return bool(self._settings.keep_days or self._settings.keep_mb)

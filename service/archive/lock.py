@@ -12,16 +12,30 @@ from service.errors import DataDirectoryUnusable
 @contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
     """Hold the archive's lock. Raises DataDirectoryUnusable."""
+    with _held(directory, ".lock", f"another process writes the archive at {directory}"):
+        yield
+
+
+@contextmanager
+def only_upkeep(directory: Path) -> Iterator[None]:
+    """Hold the lock of those who compact or prune; the writer goes on. Raises DataDirectoryUnusable."""
+    words = f"another process compacts or prunes the archive at {directory}; try again when it is done"
+    with _held(directory, ".upkeep.lock", words):
+        yield
+
+
+@contextmanager
+def _held(directory: Path, name: str, refusal: str) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise DataDirectoryUnusable(f"the archive at {directory} cannot be written: {error}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DataDirectoryUnusable(f"another process writes the archive at {directory}") from error
+            raise DataDirectoryUnusable(refusal) from error
         yield
     finally:
         os.close(descriptor)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from service.archive.segments import Envelope, sync_directory
+from service.archive.segments import LONGEST_LINE_BYTES, Envelope, sync_directory
 
 SUFFIX = ".manifest.json"
-_PIECE_BYTES = 1 << 20
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +28,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     sha256: str
     source_bytes: int  # of the JSON lines
+    longest_bytes: int = LONGEST_LINE_BYTES  # of one line
 
 
 def manifest_path(segment: Path) -> Path:
@@ -60,21 +60,20 @@ def seal(segment: Path, stream: str, missing: list[tuple[int, int]] | None = Non
 
     Raises: OSError; ValueError: its first or last line cannot be read.
     """
-    sha256, records, size = hashlib.sha256(), 0, 0
-    first_line, last_line = b"", b""
+    sha256, records, size, longest = hashlib.sha256(), 0, 0, 0
+    first_line = line = b""
     with segment.open("rb") as file:
-        first_line = file.readline()
-        file.seek(0)
-        while piece := file.read(_PIECE_BYTES):
-            sha256.update(piece)
-            records += piece.count(b"\n")
-            size += len(piece)
-            last_line = _last_line(last_line, piece)
+        for line in file:
+            sha256.update(line)
+            first_line = first_line or line
+            records += 1
+            size += len(line)
+            longest = max(longest, len(line))
     if not size:
         return None
     try:
         first = msgspec.json.decode(first_line, type=Envelope)
-        last = msgspec.json.decode(last_line, type=Envelope)
+        last = msgspec.json.decode(line, type=Envelope)
     except msgspec.DecodeError as error:
         raise ValueError(f"{segment} begins or ends with a line that cannot be read") from error
     manifest = Manifest(
@@ -89,18 +88,10 @@ def seal(segment: Path, stream: str, missing: list[tuple[int, int]] | None = Non
         size_bytes=size,
         sha256=sha256.hexdigest(),
         source_bytes=size,
+        longest_bytes=longest,
     )
     write_manifest(segment, manifest)
     return manifest
-
-
-def _last_line(before: bytes, piece: bytes) -> bytes:
-    """The last line so far, without more than it in memory."""
-    end = len(piece) - 1 if piece.endswith(b"\n") else len(piece)
-    cut = piece.rfind(b"\n", 0, end)
-    if cut >= 0:
-        return piece[cut + 1 :]
-    return piece if before.endswith(b"\n") else before + piece
 
 
 def sha256_of(path: Path) -> str:

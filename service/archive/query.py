@@ -12,6 +12,7 @@ import msgspec
 from service.archive.catalog import catalog, check_versions
 from service.archive.duck import Connection, DuckError, connected, json_rows, no_rows, parquet_rows, text
 from service.archive.schema import STREAMS
+from service.archive.segments import LONGEST_LINE_BYTES
 from service.archive.table import table
 from service.errors import EXIT_USAGE, PerpdError
 
@@ -28,14 +29,14 @@ class QueryFailed(PerpdError):
     exit_code = EXIT_USAGE
 
 
-def define_views(connection: Connection, directory: Path) -> None:
-    """One view a stream, on the files that are there now."""
+def define_views(connection: Connection, directory: Path, *, longest_bytes: int = LONGEST_LINE_BYTES) -> None:
+    """One view a stream, on the files that are there now. Args: longest_bytes: of a line."""
     for stream in STREAMS:
         segments = catalog(directory, stream)
         compacted = [segment.path for segment in segments if segment.compacted]
         hot = [segment.path for segment in segments if not segment.compacted and segment.size_bytes]
         parts = [parquet_rows(stream, compacted)] if compacted else []
-        parts += [json_rows(stream, hot, strict=False)] if hot else []
+        parts += [json_rows(stream, hot, strict=False, longest_bytes=longest_bytes)] if hot else []
         rows = " UNION ALL ".join(f"({part})" for part in parts) or no_rows(stream)
         connection.execute(f'CREATE OR REPLACE VIEW "{stream}" AS {rows}')
 
@@ -45,15 +46,19 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
     check_versions(directory)
     sql = sql.strip().rstrip(";")
     with connected(max(memory_mb - PROCESS_MB, 32)) as connection:
+        longest_bytes = 0
         for attempt in range(_TRIES):
             try:
-                define_views(connection, directory)
+                define_views(connection, directory, longest_bytes=longest_bytes)
                 _answer(connection, sql, format, out)
                 return
             except DuckError as error:
                 words = " ".join(str(error).split())
                 # A segment that was compacted meanwhile is under its new name when asked again.
                 if attempt < _TRIES - 1 and ("No files found" in words or "No such file" in words):
+                    continue
+                if not longest_bytes and "maximum_object_size" in words:
+                    longest_bytes = LONGEST_LINE_BYTES
                     continue
                 raise QueryFailed(words[:1_000]) from None
 

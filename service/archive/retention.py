@@ -3,17 +3,16 @@
 Age is measured against the newest record of the archive, so a clock that jumps removes nothing.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from service.archive.catalog import PRUNED_NAME, SEEN_NAME, Segment, catalog, seen_by_training
+from service.archive.catalog import Segment, catalog, seen_by_training
 from service.archive.manifest import manifest_path
+from service.archive.numbers import PRUNED_NAME, SEEN_NAME, write_numbers
 from service.archive.schema import STREAMS
-from service.archive.segments import sync_directory
 from service.errors import SettingsInvalid
 
 log = structlog.get_logger("archive.retention")
@@ -81,7 +80,7 @@ def prune(directory: Path, removals: list[Removal]) -> int:
         segment = removal.segment
         assert segment.manifest is not None
         root = directory / segment.stream
-        _write(root / PRUNED_NAME, {"until": segment.manifest.last})
+        write_numbers(root / PRUNED_NAME, {"until": segment.manifest.last})
         segment.path.unlink(missing_ok=True)
         manifest_path(segment.path).unlink(missing_ok=True)
         freed += segment.size_bytes
@@ -93,14 +92,4 @@ def mark_seen(directory: Path, sequences: Mapping[str, int]) -> None:
     """Training has taken in these streams up to these sequence numbers: what is older may be pruned."""
     known = seen_by_training(directory)
     merged = {name: max(known.get(name, 0), sequences.get(name, 0)) for name in {*known, *sequences}}
-    _write(directory / SEEN_NAME, merged)
-
-
-def _write(path: Path, numbers: dict[str, int]) -> None:
-    new = path.with_suffix(".new")
-    with new.open("wb") as file:
-        file.write(msgspec.json.encode(numbers) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    sync_directory(path.parent)
+    write_numbers(directory / SEEN_NAME, merged)

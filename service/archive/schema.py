@@ -120,13 +120,16 @@ def _types(hint: object) -> tuple[str, str]:
 
 
 def select_list(stream: str, *, strict: bool) -> str:
-    """The columns as SQL over raw ones, in their present types, older lines brought up to date.
+    """The columns as SQL over raw ones, in their present types: older records brought to the present version.
 
     Args: strict: a value that does not fit its type is an error, otherwise null.
     """
     cast = "CAST" if strict else "TRY_CAST"
     parts = []
     for column in columns(stream):
+        if column.name == "v":
+            parts.append(f"CAST(greatest(v, {version(stream)}) AS INTEGER) AS v")
+            continue
         name = f'"{column.name}"'
         value = f"CASE WHEN v < {column.since} THEN {column.older} ELSE {name} END" if column.older else name
         parts.append(f"{cast}({value} AS {column.type}) AS {name}")

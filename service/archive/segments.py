@@ -27,7 +27,8 @@ PARQUET_SUFFIX = ".parquet"
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TAIL_BYTES = 65_536
-LARGEST_LINE_BYTES = 16 * 1024 * 1024  # what the readers take as one line
+LARGEST_RECORD_BYTES = 16 * 1024 * 1024
+LONGEST_LINE_BYTES = LARGEST_RECORD_BYTES + 4_096  # with its envelope
 
 
 class Envelope(msgspec.Struct, frozen=True):

@@ -36,6 +36,7 @@ def main(argument: str) -> int:
     from pathlib import Path
 
     from service.archive.compaction import compact
+    from service.archive.lock import only_upkeep
     from service.archive.retention import plan, prune
     from service.logs import configure
 
@@ -43,8 +44,9 @@ def main(argument: str) -> int:
     configure(LogSettings(format="json", level="warn"))
     os.nice(19)
     directory = Path(task.directory)
-    done = compact(directory, task.memory_mb)
-    pruned_bytes = prune(directory, plan(directory, task.keep_days, task.keep_mb))
+    with only_upkeep(directory):
+        done = compact(directory, task.memory_mb)
+        pruned_bytes = prune(directory, plan(directory, task.keep_days, task.keep_mb))
     outcome = Outcome(**msgspec.structs.asdict(done), pruned_bytes=pruned_bytes)
     sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
     return 0

@@ -10,6 +10,7 @@ from service.archive.catalog import Segment, catalog, check_versions, pruned_unt
 from service.archive.duck import DuckError, connected, text
 from service.archive.manifest import SUFFIX as MANIFEST_SUFFIX
 from service.archive.manifest import sha256_of
+from service.archive.numbers import LAST_NAME, read_numbers
 from service.archive.quarantine import missing_ranges
 from service.archive.schema import STREAMS
 from service.archive.segments import envelope_of
@@ -88,6 +89,10 @@ def _verify_stream(directory: Path, stream: str, live: bool) -> StreamReport:
         records += count
         last = max(last, end)
         expected = max(expected, end + 1)
+    noted = read_numbers(directory / LAST_NAME).get(stream, 0)
+    if noted >= expected:
+        gap = (expected, noted)
+        findings.append(Finding(stream, _cause(directory, stream, gap), gap))
     gaps = sum(finding.gap is not None for finding in findings)
     return StreamReport(stream, records, first, last, len(segments), gaps, findings, notes)
 

@@ -15,20 +15,24 @@ from service.bench.processes import answer_of
 from service.bench.result import Figure, Result
 
 if TYPE_CHECKING:
+    from service.archive.segments import SegmentFile, Threads
     from service.records import Signal
 
 NAME = "archive"
 SUMMARY = "records a second through the archiver to fsynced disk, and the lag it causes on the loop"
 MEASURES = (
     "Signals as the founding strategy makes them, put one after the other into one stream, then by two "
-    "producers into two streams, until the archiver has drained: every record is written and fsynced when "
-    "the clock stops. Loop lag: the age of beats that another process sends every millisecond meanwhile. "
+    "producers into two streams, until the archiver has drained: every record is journalled when put "
+    "returns, and written and fsynced to its segment when the clock stops. Deepest buffer: asked after every "
+    "record. Journal alone: lines of that length into its mapping, and beside it appended with write(2). "
+    "Loop lag: the age of beats that another process sends every millisecond meanwhile. "
     "Disk alone: the same bytes in the same pieces, write and fsync in one plain loop."
 )
 GOAL_RECORDS_PER_S = 50_000.0
 LAG_GOAL_MS = 5.0
 BEAT_INTERVAL_S = 0.001
 BUFFER_RECORDS = 50
+JOURNAL_RECORDS = 50_000
 DRAIN_LIMIT_S = 600.0
 SCORES = ("trend", "structure", "position", "momentum", "volatility")
 
@@ -57,7 +61,12 @@ def measure(args: argparse.Namespace) -> Result:
         Figure("share of the disk alone", one["records_per_s"] / disk["records_per_s"], "times", "more"),
         Figure("bytes a record", found["bytes_per_record"], "bytes"),
         Figure("CPU a record, one stream", one["cpu_s"] / args.records * 1e6, "us", "less"),
-        Figure("fsyncs, one stream", disk["syncs"], "fsyncs"),
+        Figure("appends to segments, one stream", one["appends"], "writes"),
+        Figure("fsyncs, one stream", one["syncs"], "fsyncs"),
+        Figure("deepest buffer", max(one["deepest"], two["deepest"]), "records", "less", BUFFER_RECORDS),
+        Figure("journal alone, mapped", found["journal"]["mapped_us"], "us a record", "less"),
+        Figure("journal alone, write(2)", found["journal"]["written_us"], "us a record", "less"),
+        Figure("journal alone, write(2), longest", found["journal"]["written_longest_ms"], "ms", "less"),
         Figure("loop lag p50, one stream", one["lag_p50_ms"], "ms", "less"),
         Figure("loop lag p99, one stream", one["lag_p99_ms"], "ms", "less", LAG_GOAL_MS),
         Figure("loop lag max, one stream", one["lag_max_ms"], "ms", "less"),
@@ -82,9 +91,10 @@ def _main(spec: dict[str, Any]) -> None:
             "one stream": runner.run(_archived(directory / "one", spec, ("signals",))),
             "two streams": runner.run(_archived(directory / "two", spec, ("signals", "decisions"))),
         }
-    size_bytes = sum(file.stat().st_size for file in (directory / "one").rglob("*") if file.is_file())
+    size_bytes = sum(file.stat().st_size for file in (directory / "one").rglob("*.jsonl"))
     found["bytes_per_record"] = size_bytes / records
     found["disk"] = _disk_alone(directory / "disk", size_bytes, records)
+    found["journal"] = _journal_alone(directory, size_bytes // records)
     print(json.dumps(found))  # noqa: T201
 
 
@@ -99,14 +109,20 @@ async def _archived(directory: Path, spec: dict[str, Any], streams: tuple[str, .
     signal = example_signal()
     settings = ArchiveSettings(buffer_records=BUFFER_RECORDS)
     lag = HeartbeatLag(spec["pipe"])
+    disk = _CountedDisk()
+    deepest = 0
 
     async def produce(stream: str) -> None:
+        nonlocal deepest
         for _ in range(spec["records"] // len(streams)):
             await archive.put(stream, signal)
+            deepest = max(deepest, archive.depth(stream))
 
     async with lag.running():
         began_s, cpu_before_s = time.perf_counter(), time.process_time()
-        async with archiving(directory, settings, WallClock(), drain_limit_s=DRAIN_LIMIT_S) as archive:
+        async with archiving(
+            directory, settings, WallClock(), drain_limit_s=DRAIN_LIMIT_S, open_segment=disk.open
+        ) as archive:
             async with asyncio.TaskGroup() as producers:
                 for stream in streams:
                     producers.create_task(produce(stream), name=f"bench.{stream}")
@@ -116,6 +132,9 @@ async def _archived(directory: Path, spec: dict[str, Any], streams: tuple[str, .
     seen = lag.statistics()
     return {
         "records": written,
+        "appends": disk.appends,
+        "syncs": disk.syncs,
+        "deepest": deepest,
         "records_per_s": written / seconds,
         "seconds": seconds,
         "cpu_s": cpu_s,
@@ -124,6 +143,65 @@ async def _archived(directory: Path, spec: dict[str, Any], streams: tuple[str, .
         "lag_p99_ms": seen.p99_ms,
         "lag_max_ms": seen.longest_ms,
         "lag_s": lag.seconds,
+    }
+
+
+class _CountedDisk:
+    """The archive's own files, counted."""
+
+    def __init__(self) -> None:
+        self.appends = 0
+        self.syncs = 0
+
+    async def open(self, path: Path, size_bytes: int, threads: "Threads") -> "SegmentFile":
+        from service.archive.segments import open_segment
+
+        return _CountedFile(self, await open_segment(path, size_bytes, threads))
+
+
+class _CountedFile:
+    def __init__(self, disk: _CountedDisk, file: "SegmentFile") -> None:
+        self._disk = disk
+        self._file = file
+
+    async def write(self, data: bytes) -> None:
+        self._disk.appends += 1
+        await self._file.write(data)
+
+    async def sync(self) -> None:
+        self._disk.syncs += 1
+        await self._file.sync()
+
+    async def close(self) -> None:
+        await self._file.close()
+
+
+def _journal_alone(directory: Path, line_bytes: int) -> dict[str, float]:
+    """One line after the other into a journal that is released when full, and the same with write(2)."""
+    from service.archive.journal import open_journal
+
+    line = b"x" * line_bytes
+    journal = open_journal(directory, 4_194_304)
+    began_s = time.perf_counter()
+    for number in range(JOURNAL_RECORDS):
+        while journal.append(b"signals", number, line, use_reserve=False) < 0:
+            journal.release(journal.end)
+    mapped_s = time.perf_counter() - began_s
+    journal.close()
+    handle = os.open(directory / "written", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    longest_s, began_s = 0.0, time.perf_counter()
+    try:
+        for _ in range(JOURNAL_RECORDS):
+            before_s = time.perf_counter()
+            os.write(handle, line)
+            longest_s = max(longest_s, time.perf_counter() - before_s)
+    finally:
+        os.close(handle)
+    written_s = time.perf_counter() - began_s
+    return {
+        "mapped_us": mapped_s / JOURNAL_RECORDS * 1e6,
+        "written_us": written_s / JOURNAL_RECORDS * 1e6,
+        "written_longest_ms": longest_s * 1e3,
     }
 
 

@@ -6,7 +6,19 @@ from types import ModuleType
 
 from service.errors import EXIT_OK, SettingsInvalid
 
-NAMES = ("cycle", "memory", "features", "imports", "archive", "dataset", "soak", "loop", "orders", "pool")
+NAMES = (
+    "cycle",
+    "memory",
+    "features",
+    "imports",
+    "archive",
+    "query",
+    "dataset",
+    "soak",
+    "loop",
+    "orders",
+    "pool",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

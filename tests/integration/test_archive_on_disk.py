@@ -494,7 +494,8 @@ async def test_a_long_record_waits_for_a_disk_that_refuses_and_keeps_its_place(t
     ) as archive:
         async with asyncio.TaskGroup() as tasks:
             putting = tasks.create_task(archive.put("orders", adjustment(0, reason="x" * 2_000_000)))
-            await until(lambda: not archive.writable)
+            await until(lambda: archive.statistics().errors >= 2)
+            assert not archive.writable, "not until the record is written"
             assert not putting.done()
             disk.fault = ""
         await put_many(archive, range(1, 3))
@@ -563,6 +564,47 @@ async def test_a_read_only_or_full_directory_is_refused_at_the_start_and_named(t
         with pytest.raises(DataDirectoryUnusable, match="Read-only file system"):
             async with archiving(directory, ArchiveSettings(), WallClock(), drain_limit_s=5):
                 pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_a_file_system_that_turns_read_only_stops_entries_and_not_the_process(tmp_path: Path) -> None:
+    """On an ext4 of 16 MB in a file, mounted here, that meets an error."""
+    with mounted_ext4(tmp_path) as (directory, trigger):
+        settings = ArchiveSettings(flush_after_s=0.01, journal_bytes=65_536)
+        with pytest.raises(ArchiveNotDrained, match="are in the journal only: orders"):
+            async with archiving(directory, settings, WallClock(), drain_limit_s=0.2) as archive:
+                await put_many(archive, range(10))
+                await until(lambda: archive.archived["orders"] == 10)
+                trigger.write_text("1")
+                await put_many(archive, range(10, 100))
+                await until(lambda: not archive.writable)
+                await put_many(archive, range(100, 200))
+                assert archive.statistics().streams["orders"].received == 200
+        with pytest.raises(DataDirectoryUnusable, match="Read-only file system"):
+            async with archiving(directory, settings, WallClock(), drain_limit_s=0.2):
+                pass
+
+
+@contextmanager
+def mounted_ext4(directory: Path) -> Iterator[tuple[Path, Path]]:
+    """A mount, and the file into which a 1 makes its file system find an error and turn read-only."""
+    image, place = directory / "image", directory / "small"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 * 1024 * 1024)
+    made = subprocess.run(["mkfs.ext4", "-q", "-F", image], capture_output=True)
+    options = ["-o", "loop,errors=remount-ro"]
+    if made.returncode or subprocess.run(["mount", *options, image, place], capture_output=True).returncode:
+        pytest.skip("no ext4 can be mounted here")
+    try:
+        device = os.stat(place).st_dev
+        name = os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").rpartition("/")[2]
+        trigger = Path(f"/sys/fs/ext4/{name}/trigger_fs_error")
+        if not trigger.exists():
+            pytest.skip("this kernel offers no way to make ext4 find an error")
+        yield place, trigger
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @contextmanager

@@ -83,6 +83,20 @@ def test_the_archive_benchmark_waits_until_every_record_is_on_disk(tmp_path):
     assert (parts["one stream"]["records"], parts["two streams"]["records"]) == (1000, 1000)
     assert parts["disk"]["syncs"] == 20
     assert values(result)["beats, one stream"] > 0
+    assert values(result)["appends to segments, one stream"] >= 20
+    assert 0 < values(result)["fsyncs, one stream"] <= values(result)["appends to segments, one stream"] + 1
+    assert 0 < values(result)["deepest buffer"] <= 50
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_query_benchmark_asks_an_archive_of_lines_and_parquet_in_fresh_processes(tmp_path):
+    result = bench("query", "--records", "150000", "--directory", str(tmp_path), cwd=tmp_path)
+    found = values(result)
+    assert result["details"]["made"]["records"] == 100_000  # compacted; the newest segments stay as lines
+    assert 0 < found["Parquet over JSON lines"] < 50
+    assert result["details"]["asked"]["ten largest"]["rows"] == 10
+    assert result["details"]["asked"]["refusals by reason"]["rows"] > 5
+    assert all(value > 0 for value in found.values())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,503 @@
+"""Segments after they ended: sealed, compacted, verified, queried, pruned; and what damage does to them."""
+# ruff: noqa: PT012 - what is under test is the end of a block
+
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.archive import compaction, schema
+from service.archive.archiver import archiving
+from service.archive.catalog import catalog
+from service.archive.compaction import CompactionFailed, compact, compact_one
+from service.archive.lock import only_upkeep
+from service.archive.manifest import manifest_path, read_manifest
+from service.archive.query import QueryFailed, query
+from service.archive.retention import mark_seen, plan, prune
+from service.archive.schema import Change, SchemaNewer
+from service.archive.segments import parquets, segments
+from service.archive.tail import ConditionInvalid, condition, tail
+from service.archive.verification import StreamReport, verify
+from service.bench.archive import example_signal
+from service.clock import ManualClock
+from service.errors import DataDirectoryUnusable, SettingsInvalid
+from service.records import Adjustment, Record
+from service.settings import ArchiveSettings
+
+DAY_MS = 86_400_000
+
+
+def adjustment(number: int, **fields: Any) -> Adjustment:
+    defaults = {"kind": "funding", "symbol": "BTCUSDT", "amount": Decimal("0.10"), "reason": "", "at_ms": 7}
+    return Adjustment(adjustment_id=str(number), **{**defaults, **fields})
+
+
+async def record(directory: Path, days: int = 3, each: int = 20, stream: str = "adjustments") -> None:
+    """`each` records on every one of `days` days: as many segments, the last unfinished."""
+    clock = ManualClock(DAY_MS)
+    settings = ArchiveSettings(flush_after_s=1e6, journal_bytes=65_536, buffer_records=each)
+    for day in range(1, days + 1):
+        clock = ManualClock(day * DAY_MS)
+        async with archiving(directory, settings, clock, drain_limit_s=5) as archive:
+            for number in range(each):
+                await archive.put(stream, adjustment((day - 1) * each + number))
+
+
+def leftovers(directory: Path) -> list[Path]:
+    return list(directory.rglob("*.new"))
+
+
+def report(directory: Path, stream: str = "adjustments") -> StreamReport:
+    return next(one for one in verify(directory) if one.stream == stream)
+
+
+def asked(directory: Path, sql: str, tmp_path: Path) -> list[dict[str, Any]]:
+    out = tmp_path / "answer.json"
+    query(directory, sql, format="json", out=out, memory_mb=160)
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+async def test_a_segment_that_ends_is_sealed_with_its_checksum_count_and_range(tmp_path: Path) -> None:
+    settings = ArchiveSettings(flush_after_s=1e6, segment_bytes=4_096, buffer_records=10)
+    async with archiving(tmp_path, settings, ManualClock(), drain_limit_s=5) as archive:
+        for number in range(100):
+            await archive.put("adjustments", adjustment(number))
+    found = catalog(tmp_path, "adjustments")
+    sealed = [segment for segment in found[:-1] if segment.manifest is not None]
+    assert len(sealed) >= 2
+    for segment in sealed:
+        assert segment.manifest is not None
+        assert segment.manifest.first == segment.first
+        assert segment.manifest.records == segment.manifest.last - segment.first + 1
+        assert segment.manifest.size_bytes == segment.size_bytes
+    assert report(tmp_path).findings == []
+
+
+async def test_compaction_keeps_every_record_typed_and_removes_the_lines(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    await record(directory)
+
+    done = compact(directory)
+
+    assert (done.segments, done.records, done.refused) == (2, 40, 0)
+    assert len(segments(directory, "adjustments")) == 1, "the newest stays as lines"
+    assert [path.parent.name for path in parquets(directory, "adjustments")] == ["1970-01-02", "1970-01-03"]
+    whole = report(directory)
+    assert (whole.records, whole.first, whole.last, whole.gaps, whole.findings) == (60, 1, 60, 0, [])
+    rows = asked(
+        directory,
+        "SELECT seq, adjustment_id, typeof(amount) AS type, amount = 0.10 AS same FROM adjustments "
+        "ORDER BY seq",
+        tmp_path,
+    )
+    assert [row["seq"] for row in rows] == list(range(1, 61))
+    assert [row["adjustment_id"] for row in rows] == [str(n) for n in range(60)]
+    assert {(row["type"], row["same"]) for row in rows} == {("DECIMAL(38,18)", True)}
+    async with archiving(directory, ArchiveSettings(), ManualClock(9 * DAY_MS), drain_limit_s=5) as archive:
+        assert archive.statistics().streams["adjustments"].sequence == 60
+
+
+async def test_an_archive_that_is_all_compacted_goes_on_with_the_next_number(tmp_path: Path) -> None:
+    await record(tmp_path)
+    assert compact(tmp_path, newest=True).segments == 3
+    assert segments(tmp_path, "adjustments") == []
+    await record(tmp_path, days=1)
+    whole = report(tmp_path)
+    assert (whole.last, whole.gaps, whole.findings) == (80, 0, [])
+
+
+async def test_features_and_scores_are_maps_that_sql_reads_by_name(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    for day in (1, 2):
+        async with archiving(
+            directory, ArchiveSettings(), ManualClock(day * DAY_MS), drain_limit_s=5
+        ) as archive:
+            await archive.put("signals", example_signal())
+    compact(directory)
+    rows = asked(directory, "SELECT features['rsi'] AS rsi, scores['trend'] AS trend FROM signals", tmp_path)
+    signal = example_signal()
+    assert rows == [{"rsi": signal.features["rsi"], "trend": signal.scores["trend"]}] * 2
+
+
+@pytest.mark.parametrize("moment", ["renamed, no manifest", "renamed, manifest, lines still there"])
+async def test_a_compaction_killed_at_its_end_is_finished_by_the_next_and_counts_nothing_twice(
+    tmp_path: Path, moment: str
+) -> None:
+    directory = tmp_path / "archive"
+    await record(directory)
+    first = segments(directory, "adjustments")[0]
+    lines, manifest = first.read_bytes(), None
+    compact(directory)
+    parquet = parquets(directory, "adjustments")[0]
+    first.write_bytes(lines)
+    if moment == "renamed, no manifest":
+        manifest = manifest_path(parquet).read_bytes()
+        manifest_path(parquet).unlink()
+    assert asked(directory, "SELECT count(*) AS n FROM adjustments", tmp_path) == [{"n": 60}]
+
+    compact(directory)
+
+    assert not first.exists()
+    assert report(directory).findings == []
+    assert manifest is None or read_manifest(parquet) is not None
+
+
+async def test_what_was_written_wrongly_never_replaces_the_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(tmp_path)
+    original = compaction.parquet_rows
+    monkeypatch.setattr(
+        compaction, "parquet_rows", lambda *a: f"SELECT * FROM ({original(*a)}) WHERE seq > 1"
+    )
+    with pytest.raises(CompactionFailed, match="19"):
+        compact_one(tmp_path, segments(tmp_path, "adjustments")[0], "adjustments", 128)
+    assert parquets(tmp_path, "adjustments") == []
+    assert leftovers(tmp_path) == []
+    assert report(tmp_path).records == 60
+
+
+async def test_a_field_without_a_column_keeps_its_segment_as_lines(tmp_path: Path) -> None:
+    await record(tmp_path)
+    first = segments(tmp_path, "adjustments")[0]
+    lines = [json.loads(line) for line in first.read_text().splitlines()]
+    first.write_text("".join(json.dumps({**line, "surprise": 1}) + "\n" for line in lines))
+    assert compact(tmp_path).refused == 1
+    assert first.exists()
+
+
+async def test_nan_infinity_and_huge_strings_survive_compaction(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    signal = example_signal()
+    odd = {"nan": float("nan"), "inf": float("inf"), "one": 1.0}
+    long = "x" * 3_000_000
+    for day in (1, 2):
+        async with archiving(
+            directory, ArchiveSettings(), ManualClock(day * DAY_MS), drain_limit_s=5
+        ) as archive:
+            changed = {name: getattr(signal, name) for name in signal.__struct_fields__} | {"features": odd}
+            await archive.put("signals", type(signal)(**changed))
+            await archive.put("adjustments", adjustment(day, reason=long))
+    done = compact(directory)
+    assert (done.segments, done.refused) == (2, 0)
+    (row, _) = asked(directory, "SELECT features FROM signals", tmp_path)
+    assert row["features"] in (
+        {"nan": None, "inf": None, "one": 1.0},
+        {"key": ["nan", "inf", "one"], "value": [None, None, 1.0]},
+    )
+    assert asked(directory, "SELECT DISTINCT length(reason) AS n FROM adjustments", tmp_path) == [
+        {"n": len(long)}
+    ]
+
+
+# -- damage
+
+
+def damage(path: Path, sequences: range) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    for sequence in sequences:
+        index = next(i for i, line in enumerate(lines) if f'"seq":{sequence},'.encode() in line)
+        lines[index] = b"\0" * (len(lines[index]) - 1) + b"\n"
+    path.write_bytes(b"".join(lines))
+
+
+async def test_a_corrupted_middle_is_named_by_its_range_and_the_rest_is_still_read(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    await record(directory)
+    first = segments(directory, "adjustments")[0]
+    damage(first, range(5, 9))
+
+    found = report(directory)
+
+    assert [f.gap for f in found.findings if f.gap] == [(5, 8)]
+    assert "records 5 to 8 (4) are missing" in next(f.words for f in found.findings if f.gap)
+    assert asked(directory, "SELECT count(*) AS n FROM adjustments", tmp_path) == [{"n": 56}]
+
+
+async def test_compaction_sets_a_damaged_segment_aside_whole_and_keeps_what_can_be_read(
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "archive"
+    await record(directory)
+    first = segments(directory, "adjustments")[0]
+    damage(first, range(5, 9))
+    damaged = first.read_bytes()
+
+    done = compact(directory)
+
+    assert (done.segments, done.records, done.refused) == (2, 36, 0)
+    assert (directory / "quarantine" / first.name).read_bytes() == damaged
+    found = report(directory)
+    assert [f.gap for f in found.findings] == [(5, 8)]
+    assert "set aside in quarantine" in found.findings[0].what
+    assert found.records == 56
+
+
+async def test_a_value_changed_in_a_sealed_segment_is_found_by_its_checksum_and_never_compacted(
+    tmp_path: Path,
+) -> None:
+    await record(tmp_path)
+    compact(tmp_path)  # seals and compacts the first two
+    await record(tmp_path, days=2)
+    later = segments(tmp_path, "adjustments")[0]
+    compaction.seal(later, "adjustments")
+    later.write_bytes(later.read_bytes().replace(b'"funding"', b'"fundinG"', 1))
+    assert any("differs from its checksum" in finding.what for finding in report(tmp_path).findings)
+    assert compact(tmp_path).refused == 1
+    assert later.exists()
+
+
+async def test_a_changed_parquet_file_is_found_by_its_checksum(tmp_path: Path) -> None:
+    await record(tmp_path)
+    compact(tmp_path)
+    path = parquets(tmp_path, "adjustments")[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    path.write_bytes(data)
+    assert any("differs from its checksum" in finding.what for finding in report(tmp_path).findings)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+async def test_a_deleted_segment_is_a_gap_with_a_name(tmp_path: Path, compacted: bool) -> None:
+    directory = tmp_path / "archive"
+    await record(directory)
+    if compacted:
+        compact(directory)
+    catalog(directory, "adjustments")[1].path.unlink()
+    found = report(directory)
+    assert [f.gap for f in found.findings] == [(21, 40)]
+    assert found.gaps == 1
+    if compacted:
+        assert "adjustments-000000000021-000000000040 is gone" in found.findings[0].what
+    assert asked(directory, "SELECT count(*) AS n FROM adjustments", tmp_path) == [{"n": 40}]
+
+
+async def test_a_deleted_newest_segment_is_a_gap_and_its_numbers_are_not_used_again(tmp_path: Path) -> None:
+    await record(tmp_path)
+    segments(tmp_path, "adjustments")[-1].unlink()
+    assert [f.gap for f in report(tmp_path).findings] == [(41, 60)]
+    await record(tmp_path, days=1)
+    found = report(tmp_path)
+    assert ([f.gap for f in found.findings], found.last) == ([(41, 60)], 80)
+
+
+async def test_two_compactions_at_once_are_refused(tmp_path: Path) -> None:
+    with only_upkeep(tmp_path), pytest.raises(DataDirectoryUnusable, match="another process compacts"):
+        with only_upkeep(tmp_path):
+            pass
+
+
+async def test_a_torn_last_line_is_no_fault_and_not_a_record(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    await record(directory)
+    with segments(directory, "adjustments")[-1].open("ab") as file:
+        file.write(b'{"v":1,"seq":61,"archi')
+    found = report(directory)
+    assert (found.records, found.findings) == (60, [])
+    assert "torn line of 22 bytes" in found.notes[0]
+    assert asked(directory, "SELECT count(*) AS n FROM adjustments", tmp_path) == [{"n": 60}]
+
+
+# -- schema versions
+
+
+class GrownAdjustment(Record, frozen=True, kw_only=True):
+    """The adjustment of a later perpd: one field more, one renamed."""
+
+    adjustment_id: str
+    type: str
+    symbol: str
+    amount: Decimal
+    reason: str
+    at_ms: int
+    weight: float
+
+
+@contextmanager
+def later_schema() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        change = Change(added={"weight": "1.5"}, renamed={"type": "kind"})
+        patch.setitem(schema.CHANGES, "adjustments", (change,))
+        patch.setitem(schema.STREAMS, "adjustments", GrownAdjustment)
+        yield
+
+
+async def put_grown(directory: Path, day: int) -> None:
+    grown = GrownAdjustment(
+        adjustment_id="new", type="correction", symbol="", amount=Decimal(2), reason="", at_ms=0, weight=3.0
+    )
+    async with archiving(directory, ArchiveSettings(), ManualClock(day * DAY_MS), drain_limit_s=5) as archive:
+        await archive.put("adjustments", grown)
+
+
+async def test_lines_and_parquet_of_an_older_schema_are_read_in_the_present_one(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    await record(directory, days=2, each=1)
+    compact(directory)  # one Parquet file and one segment of lines in the first version
+    with later_schema():
+        await put_grown(directory, 3)
+        await put_grown(directory, 4)
+        assert compact(directory).segments == 2  # of an older and of the present version
+        rows = asked(directory, "SELECT seq, v, type, weight FROM adjustments ORDER BY seq", tmp_path)
+        assert report(directory).findings == []
+    assert [(row["v"], row["type"], row["weight"]) for row in rows] == [
+        (2, "funding", 1.5),
+        (2, "funding", 1.5),
+        (2, "correction", 3.0),
+        (2, "correction", 3.0),
+    ]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+async def test_a_newer_schema_is_refused_by_writer_and_readers_in_words(
+    tmp_path: Path, compacted: bool
+) -> None:
+    with later_schema():
+        await put_grown(tmp_path, 1)
+        if compacted:
+            compact(tmp_path, newest=True)
+    words = "written by a newer perpd: stream adjustments has version 2, this one reads up to 1"
+    with pytest.raises(SchemaNewer, match=words):
+        verify(tmp_path)
+    with pytest.raises(SchemaNewer, match=words):
+        query(tmp_path, "SELECT 1", format="table", out=None, memory_mb=160)
+    with pytest.raises(DataDirectoryUnusable, match=words):
+        await record(tmp_path)
+
+
+# -- full disk
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_a_disk_that_fills_up_in_the_middle_of_compaction_loses_nothing(tmp_path: Path) -> None:
+    """On a tmpfs of 1 MB, mounted here."""
+    place = tmp_path / "small"
+    place.mkdir()
+    done = subprocess.run(  # noqa: ASYNC221
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        await record(place / "archive", each=100)
+        filler = place / "filler"
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError) as full:
+            while True:
+                file.write(b"x" * 4_096)
+        assert full.value.errno == errno.ENOSPC
+        assert compact(place / "archive").refused == 2
+        assert report(place / "archive").records == 300
+        assert leftovers(place) == []
+        filler.unlink()
+        assert compact(place / "archive").segments == 2
+        assert report(place / "archive").findings == []
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)  # noqa: ASYNC221
+
+
+# -- retention
+
+
+async def test_retention_removes_the_oldest_by_age_and_size_but_never_the_newest(tmp_path: Path) -> None:
+    await record(tmp_path, days=5)
+    compact(tmp_path)
+    by_age = plan(tmp_path, {"default": 1.5}, {})
+    assert [removal.segment.first for removal in by_age] == [1, 21]
+    by_size = plan(tmp_path, {}, {"adjustments": 0.000001})
+    assert [removal.segment.first for removal in by_size] == [1, 21, 41, 61]
+    assert plan(tmp_path, {}, {}) == []
+    prune(tmp_path, by_age)
+    found = report(tmp_path)
+    assert (found.first, found.records, found.gaps, found.findings) == (41, 60, 0, [])
+
+
+async def test_what_training_has_not_seen_is_never_removed(tmp_path: Path) -> None:
+    directory = tmp_path
+    settings = ArchiveSettings(flush_after_s=1e6)
+    for day in range(1, 6):
+        async with archiving(directory, settings, ManualClock(day * DAY_MS), drain_limit_s=5) as archive:
+            await archive.put("signals", example_signal())
+    compact(directory)
+    assert plan(directory, {"default": 0.1}, {}) == []
+    mark_seen(directory, {"signals": 2})
+    mark_seen(directory, {"decisions": 9})  # a mark never goes back
+    assert [removal.segment.first for removal in plan(directory, {"default": 0.1}, {})] == [1, 2]
+
+
+async def test_a_retention_for_an_unknown_stream_is_a_wrong_setting(tmp_path: Path) -> None:
+    with pytest.raises(SettingsInvalid, match=r"archive\.keep_days.*'signls'"):
+        plan(tmp_path, {"signls": 1.0}, {})
+
+
+# -- reading
+
+
+async def test_a_query_that_is_wrong_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(QueryFailed, match="nowhere"):
+        query(tmp_path, "SELECT * FROM nowhere", format="table", out=None, memory_mb=160)
+
+
+async def test_a_view_of_a_stream_without_records_is_empty_and_typed(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    assert asked(directory, "SELECT count(*) AS n, sum(fee) AS fees FROM fills", tmp_path) == [
+        {"n": 0, "fees": None}
+    ]
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet", "json", "table"])
+async def test_an_answer_is_written_in_each_format(tmp_path: Path, format: str) -> None:
+    directory = tmp_path / "archive"
+    await record(directory)
+    out = tmp_path / f"answer.{format}"
+    query(directory, "SELECT seq FROM adjustments ORDER BY seq;", format=format, out=out, memory_mb=160)
+    if format == "parquet":
+        rows = asked(directory, f"SELECT count(*) AS n FROM read_parquet('{out}')", tmp_path)
+        assert rows == [{"n": 60}]
+    else:
+        assert len(out.read_text().splitlines()) == {"csv": 61, "json": 60, "table": 62}[format]
+
+
+async def test_a_tail_shows_the_last_records_that_match(tmp_path: Path) -> None:
+    await record(tmp_path)
+    conditions = [condition("symbol=BTCUSDT"), condition("seq >= 55"), condition("adjustment_id!=57")]
+    shown = tail(tmp_path, ["adjustments"], conditions, 3, follow=False)
+    assert [record["adjustment_id"] for record in shown] == ["56", "58", "59"]
+
+
+async def test_a_tail_follows_into_new_segments(tmp_path: Path) -> None:
+    await record(tmp_path, days=1, each=2)
+    following = tail(tmp_path, ["adjustments"], [], 1, follow=True)
+    assert next(following)["seq"] == 2
+    await record(tmp_path, days=3, each=2)
+    assert [next(following)["seq"] for _ in range(6)] == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ("features.rsi>70", True),
+        ("features.rsi<=70", False),
+        ("reason~marg", True),
+        ("reason~Marg", False),
+        ("symbol='BTCUSDT'", True),
+        ("nothing=1", False),
+        ("nothing!=1", True),
+        ("amount>=9", True),
+    ],
+)
+def test_a_condition_compares_numbers_as_numbers_and_looks_into_maps(text: str, matches: bool) -> None:
+    record = {"features": {"rsi": 71}, "reason": "margin", "symbol": "BTCUSDT", "amount": "10.5"}
+    assert condition(text)(record) is matches
+
+
+def test_a_condition_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(ConditionInvalid, match="FIELD OP VALUE"):
+        condition("just words")
