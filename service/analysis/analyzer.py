@@ -17,9 +17,10 @@ from service.analysis.batching import batch_size, in_batches
 from service.analysis.pool import WorkersUnavailable
 from service.analysis.worker import Outcome, Place, StrategyFacts, Task, analyse_batch, describe_strategy
 from service.errors import WorkerLost
-from service.learning.code_version import Module, code_version, loaded_modules
+from service.learning.code_version import code_version
 from service.learning.feature_cache import FeatureCache
 from service.learning.identity import CandleIdentity, Key, Lookup
+from service.learning.loaded_modules import decode_modules, loaded_modules
 from service.market.candles import CandleStore
 from service.ports import Recorder
 from service.records import TIMEFRAME_MS, Load, Signal
@@ -203,13 +204,12 @@ class ParallelAnalyzer:
         """What tells this strategy's results on these candles apart; None while no worker can say it."""
         if self._identity is None:
             try:
-                modules: list[Module] = await asyncio.wrap_future(
-                    self._executor.submit(loaded_modules, self._strategy)
-                )
+                ask = partial(loaded_modules, apart=self._settings.workers > 0)
+                found: bytes = await asyncio.wrap_future(self._executor.submit(ask, self._strategy))
             except WorkerLost as error:
                 log.warning("no results are reused: the code's version is unknown", reason=str(error))
                 return None
-            version = await asyncio.to_thread(code_version, self._strategy, modules)
+            version = await asyncio.to_thread(code_version, self._strategy, decode_modules(found))
             self._identity = CandleIdentity(self._store, version)
         return self._identity
 

@@ -80,9 +80,11 @@ def test_a_cycle_whose_work_exceeds_its_deadline_sheds_what_is_left_and_says_so(
 
 
 def test_reuse_and_delay_are_on_the_metrics_page(perpd):
-    run = perpd("run", "--symbols", "20", "--speed", "240")
+    run = perpd("run", "--symbols", "20", "--speed", "120")
     port = run.read_until("serving health, readiness and metrics")["port"]
-    for _ in range(6):
+    cycles = (run.read_until("cycle") for _ in range(100))
+    assert any(cycle["close_to_signal_ms"] is not None for cycle in cycles)
+    for _ in range(5):  # of which the next candle has one at most
         run.read_until("cycle")
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         page = answer.read().decode()

@@ -135,10 +135,10 @@ async def test_what_cannot_be_reached_in_time_is_shed_in_order_and_told_once(sto
 
 
 async def test_symbols_with_open_positions_come_first(store, desk):
-    desk.takes(0.05)
+    desk.takes(0.1)
     held = frozenset({"S13USDT", "S15USDT"})
     async with analysing(store, desk) as (analyzer, _):
-        result = await analyzer.analyse(store.symbols(), NOW_MS, IDLE, first=held, limit_s=0.35)
+        result = await analyzer.analyse(store.symbols(), NOW_MS, IDLE, first=held, limit_s=1.0)
     assert desk.begun()[:4] == ["S13USDT", "S15USDT", "S00USDT", "S01USDT"]
     assert not held & set(result.shed)
     order = [signal.symbol for signal in result.signals]
@@ -188,9 +188,9 @@ async def test_a_symbol_that_hangs_beyond_the_deadline_is_found_and_put_in_quara
     desk.takes(0.0)
     desk.hangs_on("S05USDT")
     recorder = Recorder()
-    async with analysing(store, desk, limit_s=0.5, recorder=recorder) as (analyzer, pool):
+    async with analysing(store, desk, limit_s=1.0, recorder=recorder) as (analyzer, pool):
         for _ in range(4):
-            result = await analyzer.analyse(store.symbols(), NOW_MS, IDLE, limit_s=0.2)
+            result = await analyzer.analyse(store.symbols(), NOW_MS, IDLE, limit_s=0.5)
             await idle(pool)
             if result.skipped:
                 break

@@ -29,6 +29,14 @@ def test_nothing_heavy_is_imported(statement):
     assert not loaded_by(statement) & set(HEAVY)
 
 
+def test_a_worker_says_its_modules_without_loading_more():
+    before = loaded_by("from service.analysis.nursery import preload; preload()")
+    after = loaded_by(
+        "from service.analysis.nursery import preload; preload(); import service.learning.loaded_modules"
+    )
+    assert after - before == {"service.learning", "service.learning.loaded_modules"}
+
+
 def test_redis_is_loaded_only_where_its_address_is_known():
     assert "redis" not in loaded_by("import service.daemon, service.exchange.paper")
     assert "redis" in loaded_by("import service.learning.redis_tier")

@@ -3,20 +3,32 @@
 import sys
 from pathlib import Path
 
-from service.learning.code_version import code_version, loaded_modules
+import pytest
+
+from service.learning.code_version import code_version
+from service.learning.loaded_modules import Module, decode_modules, loaded_modules
 from service.settings import StrategySettings
 
 FOUNDING = StrategySettings()
 
 
+def modules_of(strategy: StrategySettings, *, apart: bool = False) -> list[Module]:
+    return decode_modules(loaded_modules(strategy, apart=apart))
+
+
 def test_the_strategys_own_modules_are_among_those_that_count() -> None:
-    names = {name for name, _ in loaded_modules(FOUNDING)}
+    names = {name for name, _ in modules_of(FOUNDING)}
     assert {"service.strategies.ict_smc", "service.strategies.base", "numpy", "talib"} <= names
     assert "json" not in names
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # the test process may have threads
+def test_a_copy_of_the_process_sees_what_the_process_sees() -> None:
+    assert modules_of(FOUNDING, apart=True) == modules_of(FOUNDING)
+
+
 def test_the_same_code_has_the_same_version_and_other_options_another() -> None:
-    modules = loaded_modules(FOUNDING)
+    modules = modules_of(FOUNDING)
     assert code_version(FOUNDING, modules) == code_version(StrategySettings(), modules)
     other = StrategySettings(options={"stop_atr": 3.0})
     assert code_version(other, modules) != code_version(FOUNDING, modules)
@@ -35,7 +47,7 @@ def test_a_changed_file_of_a_users_strategy_or_its_helper_changes_the_version(tm
     strategy = StrategySettings(name=f"{user}:Mine")
     sys.path.insert(0, str(tmp_path))
     try:
-        modules = loaded_modules(strategy)
+        modules = modules_of(strategy)
     finally:
         sys.path.remove(str(tmp_path))
         del sys.modules["its_helper"]
