@@ -169,7 +169,7 @@ class ArchiveSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     journal_bytes: Annotated[int, Meta(ge=65_536, le=1_073_741_824)] = 4_194_304
     compact: bool = True
     compact_every_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 900.0
-    compact_memory_mb: Annotated[int, Meta(ge=64, le=65_536)] = 128
+    compact_memory_mb: Annotated[int, Meta(ge=96, le=65_536)] = 128
     keep_days: dict[str, float] = {}
     keep_mb: dict[str, float] = {}
 

@@ -18,7 +18,7 @@ from service.errors import EXIT_USAGE, PerpdError
 
 FORMATS = ("table", "csv", "json", "parquet")
 DEFAULT_MEMORY_MB = 256
-PROCESS_MB = 96  # what the process needs beside DuckDB's own buffers
+PROCESS_MB = 128  # what the process needs beside what DuckDB counts
 _SHOWN_ROWS = 1_000
 _TRIES = 3
 
