@@ -101,6 +101,11 @@ class ManualClock:
                 sleeper.set_result(None)
 
 
+def boot_s() -> float:
+    """Seconds since the machine started, those included in which it slept: a lease runs out meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def parse_time(text: str) -> int:
     """Milliseconds since the Unix epoch of an ISO 8601 time, UTC when it names no zone.
 

@@ -4,6 +4,11 @@ PerpdError
   SettingsInvalid         exit 78: the message names file, key, what was found, what is allowed
   LimitTooLow             exit 78: the memory limit is below what start-up needs
   DataDirectoryUnusable   exit 73: not writable, full, or held by another daemon
+    StateDamaged          exit 73: the state cannot be read; restore a backup
+    SchemaUnknown         exit 73: the state was written by a newer perpd
+    StoreUnavailable      exit 69: the database does not answer; entries pause until it does
+  LeaseLost               exit 75: another perpd trades this account now; nothing more may be sent
+  LeaseHeld               exit 69: a perpd runs on this state; stop it first
   PortInUse               exit 69: another process listens there
   HistoryUnusable         exit 65: the archive or dataset holds nothing to work with
   CheckFailed             exit 77: live trading does not start, `perpd check` says what to do
@@ -73,6 +78,39 @@ class DataDirectoryUnusable(PerpdError):
     """The data directory cannot be written, is full, or belongs to another daemon."""
 
     exit_code = EXIT_DATA_DIRECTORY
+
+
+class StateDamaged(DataDirectoryUnusable):
+    """The state file is damaged; it is never repaired or replaced without being told to."""
+
+    advice = "keep the file, then restore a backup with `perpd store restore FILE`"
+
+
+class SchemaUnknown(DataDirectoryUnusable):
+    """The state was written by a newer perpd; migrations only go forward."""
+
+    advice = "run the newer perpd, or restore a backup of before the upgrade with `perpd store restore FILE`"
+
+
+class StoreUnavailable(DataDirectoryUnusable):
+    """The database does not answer, or refuses: nothing is opened until it takes writes again."""
+
+    exit_code = EXIT_UNAVAILABLE
+    advice = "check DATABASE_URL, the database and the network between"
+
+
+class LeaseLost(PerpdError):
+    """Another perpd holds the lease now: this one may send nothing more, and ends."""
+
+    exit_code = EXIT_RESTART
+    advice = "started again, this perpd stands by until the other one ends"
+
+
+class LeaseHeld(PerpdError):
+    """A perpd holds the lease on the state, so it cannot be worked on."""
+
+    exit_code = EXIT_UNAVAILABLE
+    advice = "stop that perpd first"
 
 
 class PortInUse(PerpdError):

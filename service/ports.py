@@ -15,7 +15,9 @@ from service.records import (
     Fill,
     FundingRate,
     Instrument,
+    KillSwitch,
     MarkPrice,
+    ModelEntry,
     Order,
     OrderRequest,
     Position,
@@ -138,7 +140,12 @@ class Archive(Protocol):
 
 
 class StateStore(Protocol):
-    """Durable state: what a restart must know. Each call is one transaction, durable on return."""
+    """Durable state: what a restart must know. Each call is one transaction, durable on return.
+
+    Calls take effect in the order made; a cancelled one takes effect whole or not at all. They raise
+    DataDirectoryUnusable (nothing was written that the next try would not repair: call again later),
+    StateConflict (what is asked for contradicts what is kept) and LeaseLost (another perpd writes now).
+    """
 
     async def save_order(self, order: Order) -> None: ...
     async def open_orders(self) -> list[Order]: ...
@@ -186,6 +193,36 @@ class StateStore(Protocol):
 
     async def get_value(self, key: str) -> str | None: ...
     async def set_value(self, key: str, value: str) -> None: ...
+    async def kill_switch(self) -> KillSwitch | None:
+        """The tripped kill switch; None while trading is free."""
+        ...
+
+    async def save_kill_switch(self, switch: KillSwitch | None) -> None:
+        """Trip it, or lift it with None."""
+        ...
+
+    async def bans(self) -> dict[str, int]:
+        """Host to venue time (ms) until which it asked for silence."""
+        ...
+
+    async def save_ban(self, host: str, until_ms: int) -> None: ...
+    async def cooldowns(self) -> dict[str, int]:
+        """Symbol to venue time (ms) before which it is not entered again."""
+        ...
+
+    async def save_cooldown(self, symbol: str, until_ms: int) -> None: ...
+    async def models(self) -> list[ModelEntry]:
+        """The model registry, newest first."""
+        ...
+
+    async def save_model(self, entry: ModelEntry) -> None:
+        """Add or replace by name. A new champion retires the one before, in the same transaction."""
+        ...
+
+    async def prune(self, now_ms: int) -> int:
+        """Forget what ended long ago, so that the store does not grow. Returns the rows deleted."""
+        ...
+
     async def ledger_totals(self) -> dict[str, Decimal]:
         """Sums over all that is booked: realised_pnl, fees, funding, deposits, corrections."""
         ...

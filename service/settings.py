@@ -8,6 +8,7 @@ import os
 import tomllib
 import types
 import typing
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,8 @@ class RunSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     cycles: Count = 0
     data_dir: str = ""
     drain_limit_s: Positive = 20.0
+    lease_s: Annotated[float, Meta(ge=1.0, le=3_600.0)] = 30.0
+    database_wait_s: NonNegative = 60.0
 
 
 class ExchangeSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -227,9 +230,14 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     api_secret: str = ""
     api_token: str = ""
     redis_url: str = ""  # it may hold a password
+    database_url: str = ""  # holds the database's password; empty keeps state in SQLite
 
     def values(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.api_key, self.api_secret, self.api_token, self.redis_url)))
+        password = urllib.parse.urlsplit(self.database_url).password or ""
+        # one of three letters would be found in every other word
+        parts = (password, urllib.parse.unquote(password)) if len(password) > 3 else ()
+        whole = (getattr(self, name) for name in self.__struct_fields__)
+        return tuple(dict.fromkeys(value for value in (*whole, *parts) if value))
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +255,7 @@ SECRET_NAMES = {
     "api_secret": ("PERPD_API_SECRET", "binance_secret"),
     "api_token": ("PERPD_API_TOKEN", "perpd_api_token"),
     "redis_url": ("REDIS_URL", "redis_url"),
+    "database_url": ("DATABASE_URL", "database_url"),
 }
 OTHER_NAMES = {"PERPD_CONFIG"}
 
@@ -444,7 +453,22 @@ def _read_secrets(environment: Mapping[str, str]) -> Secrets:
             path = Path(directory) / credential
             value = path.read_text(encoding="utf-8") if path.is_file() else ""
         found[name] = value.strip()
+    _check_database_url(found["database_url"])
     return Secrets(**found)
+
+
+def _check_database_url(url: str) -> None:
+    """Nothing of the URL is quoted: a wrong one may hold the password anywhere."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = not url or (parts.scheme in ("postgres", "postgresql") and parts.port != 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsInvalid(
+            "DATABASE_URL is no address of a PostgreSQL database; allowed is "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or nothing, which keeps state in SQLite"
+        )
 
 
 def effective(loaded: Loaded) -> list[tuple[str, Any, str]]:

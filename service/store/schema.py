@@ -1,6 +1,6 @@
-"""The SQLite schema: numbered, forward-only migrations. An entry that was released is never edited."""
+"""The schema of each dialect: numbered, forward-only migrations. One that was released is never edited."""
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
+SQLITE: tuple[tuple[str, ...], ...] = (
     (
         # payload is the record as JSON; the columns beside it are those that are searched or constrained
         """create table orders (
@@ -60,4 +60,128 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             cost text not null
         ) without rowid""",
     ),
+    (
+        "create index orders_position on orders (position_id)",
+        "create table bans (host text primary key, until_ms integer not null) without rowid",
+        "create table cooldowns (symbol text primary key, until_ms integer not null) without rowid",
+        """create table models (
+            name text primary key,
+            created_ms integer not null,
+            role text not null,
+            payload blob not null
+        ) without rowid""",
+        "create unique index models_champion on models (role) where role = 'champion'",
+        # one row; each run adds one to the epoch
+        "create table lease (name text primary key, epoch integer not null) without rowid",
+    ),
 )
+
+POSTGRES: tuple[tuple[str, ...], ...] = (
+    (
+        """create table orders (
+            client_order_id text primary key,
+            venue_order_id text not null,
+            conditional boolean not null,
+            symbol text not null,
+            position_id text not null,
+            final boolean not null,
+            payload json not null
+        )""",
+        "create index orders_open on orders (client_order_id) where not final",
+        """create unique index orders_venue on orders (symbol, conditional, venue_order_id)
+            where venue_order_id <> ''""",
+        "create index orders_position on orders (position_id)",
+        """create table fills (
+            symbol text not null,
+            trade_id text not null,
+            client_order_id text not null,
+            filled_ms bigint not null,
+            payload json not null,
+            primary key (symbol, trade_id)
+        )""",
+        "create index fills_order on fills (client_order_id)",
+        """create table positions (
+            position_id text primary key,
+            symbol text not null,
+            traded boolean not null,
+            closed_ms bigint not null,
+            payload json not null
+        )""",
+        "create index positions_closed on positions (closed_ms)",
+        """create table shadows (
+            position_id text primary key,
+            closed_ms bigint not null,
+            payload json not null
+        )""",
+        "create index shadows_open on shadows (position_id) where closed_ms = 0",
+        "create index shadows_closed on shadows (closed_ms)",
+        "create table decided (signal_id text primary key, candle_close_ms bigint not null)",
+        "create index decided_close on decided (candle_close_ms)",
+        """create table adjustments (
+            adjustment_id text primary key,
+            at_ms bigint not null,
+            payload json not null
+        )""",
+        "create table settings (name text primary key, value text not null)",
+        "create table totals (name text primary key, amount numeric not null)",
+        "create table holdings (symbol text primary key, quantity numeric not null, cost numeric not null)",
+        "create table bans (host text primary key, until_ms bigint not null)",
+        "create table cooldowns (symbol text primary key, until_ms bigint not null)",
+        """create table models (
+            name text primary key,
+            created_ms bigint not null,
+            role text not null,
+            payload json not null
+        )""",
+        "create unique index models_champion on models (role) where role = 'champion'",
+    ),
+)
+
+# Made before anything else, since a schema may be changed by the holder of the lease only. That the epoch is
+# part of a key makes taking the lease over wait for transactions that hold on to it, and they for that.
+POSTGRES_LEASE = """
+create table if not exists schema_version (one boolean primary key check (one), version integer not null);
+insert into schema_version values (true, 0) on conflict do nothing;
+create table if not exists lease (
+    name text primary key,
+    epoch bigint not null,
+    holder text not null,
+    expires timestamptz not null,
+    unique (name, epoch)
+)"""
+
+# What is copied between stores: each table, its columns and their kinds, its key first.
+TABLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "orders": (
+        ("client_order_id", "text"),
+        ("venue_order_id", "text"),
+        ("conditional", "flag"),
+        ("symbol", "text"),
+        ("position_id", "text"),
+        ("final", "flag"),
+        ("payload", "json"),
+    ),
+    "fills": (
+        ("symbol", "text"),
+        ("trade_id", "text"),
+        ("client_order_id", "text"),
+        ("filled_ms", "integer"),
+        ("payload", "json"),
+    ),
+    "positions": (
+        ("position_id", "text"),
+        ("symbol", "text"),
+        ("traded", "flag"),
+        ("closed_ms", "integer"),
+        ("payload", "json"),
+    ),
+    "shadows": (("position_id", "text"), ("closed_ms", "integer"), ("payload", "json")),
+    "decided": (("signal_id", "text"), ("candle_close_ms", "integer")),
+    "adjustments": (("adjustment_id", "text"), ("at_ms", "integer"), ("payload", "json")),
+    "settings": (("name", "text"), ("value", "text")),
+    "totals": (("name", "text"), ("amount", "decimal")),
+    "holdings": (("symbol", "text"), ("quantity", "decimal"), ("cost", "decimal")),
+    "bans": (("host", "text"), ("until_ms", "integer")),
+    "cooldowns": (("symbol", "text"), ("until_ms", "integer")),
+    "models": (("name", "text"), ("created_ms", "integer"), ("role", "text"), ("payload", "json")),
+}

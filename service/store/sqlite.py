@@ -13,39 +13,37 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
+import structlog
 
-from service.errors import DataDirectoryUnusable, StateConflict
+from service.errors import DataDirectoryUnusable, SchemaUnknown, StateConflict, StateDamaged
 from service.records import (
     Adjustment,
     Decision,
     Fill,
+    KillSwitch,
+    ModelEntry,
+    ModelRole,
     Order,
     Position,
     ShadowPosition,
     Signal,
 )
-from service.store.schema import MIGRATIONS
+from service.store import rows
+from service.store.schema import SQLITE
+
+log = structlog.get_logger("store.sqlite")
 
 Result = TypeVar("Result")
 
-DECIDED_KEPT_MS = 2 * 86_400_000  # a signal is decided within minutes of its candle
-SHADOWS_KEPT_MS = 7 * 86_400_000  # closed ones live on in the archive
 BUSY_MS = 5_000
-TOTALS = ("realised_pnl", "fees", "funding", "deposits", "corrections")
-
-_encode = msgspec.json.encode
-_order = msgspec.json.Decoder(Order).decode
-_fill = msgspec.json.Decoder(Fill).decode
-_position = msgspec.json.Decoder(Position).decode
-_shadow = msgspec.json.Decoder(ShadowPosition).decode
+LOG_LIMIT_BYTES = 8_388_608  # the write-ahead log is cut back to this after a checkpoint
 
 
 @asynccontextmanager
 async def open_sqlite(path: Path) -> AsyncIterator["SqliteStore"]:
     """Open, check and migrate the store; every call made inside the block is finished when it ends.
 
-    Raises: DataDirectoryUnusable: not writable, damaged, or written by a newer perpd.
+    Raises: DataDirectoryUnusable: not writable; StateDamaged; SchemaUnknown.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
     loop = asyncio.get_running_loop()
@@ -74,12 +72,12 @@ class SqliteStore:
         await self._write(lambda db: _put_order(db, order))
 
     async def open_orders(self) -> list[Order]:
-        rows = await self._read("select payload from orders where final = 0")
-        return [_order(row[0]) for row in rows]
+        found = await self._read("select payload from orders where final = 0")
+        return [rows.to_order(row[0]) for row in found]
 
     async def order(self, client_order_id: str) -> Order | None:
-        rows = await self._read("select payload from orders where client_order_id = ?", client_order_id)
-        return _order(rows[0][0]) if rows else None
+        found = await self._read("select payload from orders where client_order_id = ?", client_order_id)
+        return rows.to_order(found[0][0]) if found else None
 
     async def save_fill(
         self,
@@ -92,8 +90,8 @@ class SqliteStore:
         position: Position | None = None,
     ) -> bool:
         def write(db: sqlite3.Connection) -> bool:
-            row = (fill.symbol, fill.trade_id, fill.client_order_id, fill.filled_ms, _encode(fill))
-            if db.execute("insert or ignore into fills values (?, ?, ?, ?, ?)", row).rowcount == 0:
+            added = db.execute("insert or ignore into fills values (?, ?, ?, ?, ?)", rows.fill_row(fill))
+            if added.rowcount == 0:
                 return False
             _add(db, "realised_pnl", realised_pnl)
             _add(db, "fees", fee)
@@ -105,10 +103,10 @@ class SqliteStore:
         return await self._write(write)
 
     async def fills(self, client_order_id: str) -> list[Fill]:
-        rows = await self._read(
+        found = await self._read(
             "select payload from fills where client_order_id = ? order by filled_ms", client_order_id
         )
-        return [_fill(row[0]) for row in rows]
+        return [rows.to_fill(row[0]) for row in found]
 
     async def save_position(self, position: Position) -> None:
         await self._write(lambda db: _put_position(db, position))
@@ -121,54 +119,56 @@ class SqliteStore:
         await self._write(write)
 
     async def position(self, position_id: str) -> Position | None:
-        rows = await self._read("select payload from positions where position_id = ?", position_id)
-        return _position(rows[0][0]) if rows else None
+        found = await self._read("select payload from positions where position_id = ?", position_id)
+        return rows.to_position(found[0][0]) if found else None
 
     async def open_positions(self) -> list[Position]:
-        rows = await self._read("select payload from positions where closed_ms = 0")
-        return [_position(row[0]) for row in rows]
+        found = await self._read("select payload from positions where closed_ms = 0")
+        return [rows.to_position(row[0]) for row in found]
 
     async def closed_positions(self, limit: int) -> list[Position]:
-        rows = await self._read(
+        found = await self._read(
             """select payload from positions where closed_ms > 0 and traded = 1
                order by closed_ms desc, position_id desc limit ?""",
             limit,
         )
-        return [_position(row[0]) for row in rows]
+        return [rows.to_position(row[0]) for row in found]
 
     async def save_shadows(self, shadows: Sequence[ShadowPosition]) -> None:
-        rows = [(s.position_id, s.closed_ms, _encode(s)) for s in shadows]
+        kept = rows.shadow_rows(shadows)
         newest_ms = max((s.closed_ms for s in shadows), default=0)
 
         def write(db: sqlite3.Connection) -> None:
-            db.executemany("insert or replace into shadows values (?, ?, ?)", rows)
-            db.execute("delete from shadows where closed_ms between 1 and ?", (newest_ms - SHADOWS_KEPT_MS,))
+            db.executemany("insert or replace into shadows values (?, ?, ?)", kept)
+            oldest_ms = newest_ms - rows.SHADOWS_KEPT_MS
+            db.execute("delete from shadows where closed_ms between 1 and ?", (oldest_ms,))
 
         await self._write(write)
 
     async def open_shadows(self) -> list[ShadowPosition]:
-        rows = await self._read("select payload from shadows where closed_ms = 0")
-        return [_shadow(row[0]) for row in rows]
+        found = await self._read("select payload from shadows where closed_ms = 0")
+        return [rows.to_shadow(row[0]) for row in found]
 
     async def save_signal_decided(self, signals: Sequence[tuple[Signal, Decision]]) -> None:
-        rows = [(signal.signal_id, signal.candle_close_ms) for signal, _ in signals]
-        newest_ms = max((closed_ms for _, closed_ms in rows), default=0)
+        decided = rows.decided_rows(signals)
+        newest_ms = max((closed_ms for _, closed_ms in decided), default=0)
 
         def write(db: sqlite3.Connection) -> None:
-            db.executemany("insert or ignore into decided values (?, ?)", rows)
-            db.execute("delete from decided where candle_close_ms < ?", (newest_ms - DECIDED_KEPT_MS,))
+            db.executemany("insert or ignore into decided values (?, ?)", decided)
+            oldest_ms = newest_ms - rows.DECIDED_KEPT_MS
+            db.execute("delete from decided where candle_close_ms < ?", (oldest_ms,))
 
         await self._write(write)
 
     async def decided_since(self, candle_close_ms: int) -> set[str]:
-        rows = await self._read("select signal_id from decided where candle_close_ms >= ?", candle_close_ms)
-        return {row[0] for row in rows}
+        found = await self._read("select signal_id from decided where candle_close_ms >= ?", candle_close_ms)
+        return {row[0] for row in found}
 
     async def save_adjustment(
         self, adjustment: Adjustment, *, holding: tuple[str, Decimal, Decimal] | None = None
     ) -> bool:
         def write(db: sqlite3.Connection) -> bool:
-            row = (adjustment.adjustment_id, adjustment.at_ms, _encode(adjustment))
+            row = rows.adjustment_row(adjustment)
             if db.execute("insert or ignore into adjustments values (?, ?, ?)", row).rowcount == 0:
                 return False
             _add(db, adjustment.total, adjustment.amount)
@@ -179,8 +179,8 @@ class SqliteStore:
         return await self._write(write)
 
     async def get_value(self, key: str) -> str | None:
-        rows = await self._read("select value from settings where name = ?", key)
-        return str(rows[0][0]) if rows else None
+        found = await self._read("select value from settings where name = ?", key)
+        return str(found[0][0]) if found else None
 
     async def set_value(self, key: str, value: str) -> None:
         await self._write(
@@ -188,12 +188,65 @@ class SqliteStore:
         )
 
     async def ledger_totals(self) -> dict[str, Decimal]:
-        stored = dict(await self._read("select name, amount from totals"))
-        return {name: Decimal(stored.get(name, "0")) for name in TOTALS}
+        return rows.ledger_totals(await self._read("select name, amount from totals"))
 
     async def holdings(self) -> dict[str, tuple[Decimal, Decimal]]:
-        rows = await self._read("select symbol, quantity, cost from holdings")
-        return {symbol: (Decimal(quantity), Decimal(cost)) for symbol, quantity, cost in rows}
+        found = await self._read("select symbol, quantity, cost from holdings")
+        return {symbol: (Decimal(quantity), Decimal(cost)) for symbol, quantity, cost in found}
+
+    async def kill_switch(self) -> KillSwitch | None:
+        text = await self.get_value(rows.KILL_SWITCH)
+        return rows.to_kill_switch(text) if text else None
+
+    async def save_kill_switch(self, switch: KillSwitch | None) -> None:
+        await self.set_value(rows.KILL_SWITCH, rows.encode(switch).decode() if switch else "")
+
+    async def bans(self) -> dict[str, int]:
+        return dict(await self._read("select host, until_ms from bans"))
+
+    async def save_ban(self, host: str, until_ms: int) -> None:
+        sql = "insert or replace into bans values (?, ?)"
+        await self._write(lambda db: _execute(db, sql, host, until_ms))
+
+    async def cooldowns(self) -> dict[str, int]:
+        return dict(await self._read("select symbol, until_ms from cooldowns"))
+
+    async def save_cooldown(self, symbol: str, until_ms: int) -> None:
+        sql = "insert or replace into cooldowns values (?, ?)"
+        await self._write(lambda db: _execute(db, sql, symbol, until_ms))
+
+    async def models(self) -> list[ModelEntry]:
+        found = await self._read("select payload from models order by created_ms desc, name")
+        return [rows.to_model(row[0]) for row in found]
+
+    async def save_model(self, entry: ModelEntry) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            if entry.role is ModelRole.CHAMPION:
+                sql = "select payload from models where role = 'champion' and name <> ?"
+                for (payload,) in db.execute(sql, (entry.name,)).fetchall():
+                    _put_model(db, rows.retired(rows.to_model(payload)))
+            _put_model(db, entry)
+
+        await self._write(write)
+
+    async def prune(self, now_ms: int) -> int:
+        ended_ms = now_ms - rows.ENDED_KEPT_MS
+        deleted = await self._write(lambda db: _prune_passed(db, now_ms, ended_ms))
+        while some := await self._write(lambda db: _prune_ended(db, ended_ms)):
+            deleted += some
+        return deleted
+
+    async def next_epoch(self) -> int:
+        """One more than the run before: the fencing token of a store that one process can hold."""
+
+        def write(db: sqlite3.Connection) -> int:
+            db.execute(
+                """insert into lease values ('perpd', 1)
+                   on conflict (name) do update set epoch = epoch + 1"""
+            )
+            return int(db.execute("select epoch from lease").fetchone()[0])
+
+        return await self._write(write)
 
     async def _read(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         return await self._run(lambda db: db.execute(sql, arguments).fetchall())
@@ -220,6 +273,8 @@ class SqliteStore:
             raise StateConflict(f"{self._path}: {error}") from error
         except sqlite3.OperationalError as error:
             raise DataDirectoryUnusable(f"{self._path}: {error}; free space or check permissions") from error
+        except sqlite3.DatabaseError as error:
+            raise StateDamaged(f"{self._path}: is damaged ({error})") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -232,11 +287,15 @@ def _open(path: Path) -> sqlite3.Connection:
         _check(db, path)
         db.execute("pragma journal_mode = wal")
         db.execute("pragma synchronous = full")
+        db.execute(f"pragma journal_size_limit = {LOG_LIMIT_BYTES}")
         db.execute("pragma cache_size = -1024")  # KiB; every query is by key, so little is enough
         _migrate(db, path)
+    except sqlite3.OperationalError as error:
+        db.close()
+        raise DataDirectoryUnusable(f"{path}: {error}; free space or check permissions") from None
     except sqlite3.Error as error:
         db.close()
-        raise DataDirectoryUnusable(f"{path}: {error}; check the directory, or restore a copy") from None
+        raise StateDamaged(f"{path}: is damaged ({error})") from None
     except DataDirectoryUnusable:
         db.close()
         raise
@@ -246,26 +305,34 @@ def _open(path: Path) -> sqlite3.Connection:
 def _check(db: sqlite3.Connection, path: Path) -> None:
     found = db.execute("pragma quick_check(1)").fetchone()[0]
     if found != "ok":
-        raise DataDirectoryUnusable(f"{path}: is damaged ({found}); restore a copy")
+        raise StateDamaged(f"{path}: is damaged ({found})")
+
+
+def schema_version(db: sqlite3.Connection) -> int:
+    return int(db.execute("pragma user_version").fetchone()[0])
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    version = int(db.execute("pragma user_version").fetchone()[0])
-    if version > len(MIGRATIONS):
-        raise DataDirectoryUnusable(
-            f"{path}: schema {version} was written by a newer perpd; this one knows up to {len(MIGRATIONS)}"
+    version = schema_version(db)
+    if version > len(SQLITE):
+        raise SchemaUnknown(
+            f"{path}: schema {version} was written by a newer perpd; this one knows up to {len(SQLITE)}"
         )
-    for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+    for number, statements in enumerate(SQLITE[version:], start=version + 1):
         db.execute("begin immediate")
         try:
             for statement in statements:
                 db.execute(statement)
             db.execute(f"pragma user_version = {number}")
             db.execute("commit")
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             if db.in_transaction:
                 db.execute("rollback")
-            raise
+            raise DataDirectoryUnusable(
+                f"{path}: migration to schema {number} failed and was undone: {error}; free some space or "
+                "check permissions, then start again"
+            ) from error
+        log.info("state schema migrated", path=str(path), schema=number)
 
 
 def _execute(db: sqlite3.Connection, sql: str, *arguments: object) -> None:
@@ -273,32 +340,59 @@ def _execute(db: sqlite3.Connection, sql: str, *arguments: object) -> None:
 
 
 def _put_order(db: sqlite3.Connection, order: Order) -> None:
-    row = (
-        order.client_order_id,
-        order.venue_order_id,
-        order.type.conditional,
-        order.symbol,
-        order.position_id,
-        order.status.final,
-        _encode(order),
-    )
     db.execute(
         """insert into orders values (?, ?, ?, ?, ?, ?, ?)
            on conflict (client_order_id) do update set
            venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload""",
-        row,
+        rows.order_row(order),
     )
 
 
 def _put_position(db: sqlite3.Connection, position: Position) -> None:
-    row = (
-        position.position_id,
-        position.symbol,
-        position.entry_price > 0,
-        position.closed_ms,
-        _encode(position),
+    db.execute("insert or replace into positions values (?, ?, ?, ?, ?)", rows.position_row(position))
+
+
+def _put_model(db: sqlite3.Connection, entry: ModelEntry) -> None:
+    row = (entry.name, entry.created_ms, entry.role.value, rows.encode(entry))
+    db.execute("insert or replace into models values (?, ?, ?, ?)", row)
+
+
+def _prune_passed(db: sqlite3.Connection, now_ms: int, ended_ms: int) -> int:
+    """What is over by its own time, and executions that belong to no order of ours."""
+    statements = (
+        ("delete from bans where until_ms < ?", now_ms),
+        ("delete from cooldowns where until_ms < ?", now_ms),
+        ("delete from adjustments where at_ms < ?", ended_ms),
+        (
+            """delete from fills where filled_ms < ? and not exists
+               (select 1 from orders where orders.client_order_id = fills.client_order_id)""",
+            ended_ms,
+        ),
     )
-    db.execute("insert or replace into positions values (?, ?, ?, ?, ?)", row)
+    return sum(db.execute(sql, (limit_ms,)).rowcount for sql, limit_ms in statements)
+
+
+def _prune_ended(db: sqlite3.Connection, ended_ms: int) -> int:
+    """Some positions that closed before then, with all that belongs to them; 0 when none is left."""
+    found = db.execute(
+        """select position_id from positions
+           where closed_ms between 1 and ? and (traded = 0 or closed_ms < coalesce(
+               (select closed_ms from positions where closed_ms > 0 and traded = 1
+                order by closed_ms desc limit 1 offset ?), 0))
+             and not exists (select 1 from orders o
+                             where o.position_id = positions.position_id and o.final = 0)
+           limit ?""",
+        (ended_ms, rows.CLOSED_KEPT - 1, rows.PRUNED_AT_ONCE),
+    ).fetchall()
+    deleted = 0
+    for sql in (
+        """delete from fills where client_order_id in
+           (select client_order_id from orders where position_id = ?)""",
+        "delete from orders where position_id = ?",
+        "delete from positions where position_id = ?",
+    ):
+        deleted += max(db.executemany(sql, found).rowcount, 0)
+    return deleted
 
 
 def _put_holding(db: sqlite3.Connection, symbol: str, quantity: Decimal, cost: Decimal) -> None:

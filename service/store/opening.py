@@ -1,0 +1,83 @@
+"""Opening the state of a run: SQLite in the data directory, or PostgreSQL where DATABASE_URL says so."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from service.directory import market_name
+from service.ports import StateStore
+from service.settings import Loaded
+from service.store.lease import Lease, LocalLease
+from service.store.sqlite import open_sqlite
+
+if TYPE_CHECKING:
+    from service.store.postgres_link import Link
+
+STATE_FILE = "state.sqlite3"
+
+StandingBy = Callable[[str], AbstractAsyncContextManager[None]]
+"""Entered, with the name of whoever trades, while this perpd waits for its turn."""
+
+
+class State(msgspec.Struct, frozen=True):
+    """An open store, and the right to trade on it."""
+
+    store: StateStore
+    lease: Lease
+
+
+def schema_name(loaded: Loaded) -> str:
+    """The PostgreSQL schema of a run's books: as with data directories, those of two markets never mix."""
+    return "perpd_" + re.sub(r"[^a-z0-9]+", "_", market_name(loaded.settings).lower())[:50]
+
+
+@asynccontextmanager
+async def open_state(
+    loaded: Loaded, directory: Path, standing_by: StandingBy | None = None
+) -> AsyncIterator[State]:
+    """Open the store, hold its lease, and migrate it; `directory` is locked by the caller.
+
+    Args: standing_by: see `StandingBy`; None refuses to wait.
+    Raises: DataDirectoryUnusable and its kin; SettingsInvalid; LeaseHeld; LeaseLost, into the block.
+    """
+    if not loaded.secrets.database_url:
+        async with open_sqlite(directory / STATE_FILE) as sqlite:
+            yield State(sqlite, LocalLease(await sqlite.next_epoch()))
+        return
+    from service.store.postgres import PostgresStore, migrate
+    from service.store.postgres_lease import holding_lease
+
+    async with open_links(loaded) as (link, lease_link):
+        async with holding_lease(lease_link, loaded.settings.run.lease_s, standing_by=standing_by) as lease:
+            await migrate(link)
+            yield State(PostgresStore(link, lease.epoch), lease)
+
+
+@asynccontextmanager
+async def open_links(loaded: Loaded) -> AsyncIterator[tuple["Link", "Link"]]:
+    """Two connections: one for state, one for the lease, which no long transaction may hold up."""
+    from service.store.postgres_link import Connection, Link
+    from service.store.schema import POSTGRES_LEASE
+
+    url, schema = loaded.secrets.database_url, schema_name(loaded)
+    link, lease_link = Link(url, schema), Link(url, schema, name="perpd lease")
+
+    async def prepare(db: Connection) -> None:
+        async with db.transaction():
+            # two that start at once would both find nothing and both make it
+            await db.execute("select pg_advisory_xact_lock(hashtext($1))", schema)
+            await db.execute(f'create schema if not exists "{schema}"')
+            await db.execute(POSTGRES_LEASE)
+
+    try:
+        await link.open(loaded.settings.run.database_wait_s)
+        await link.run(prepare)
+        yield link, lease_link
+    finally:
+        await asyncio.shield(asyncio.ensure_future(lease_link.close()))
+        await asyncio.shield(asyncio.ensure_future(link.close()))

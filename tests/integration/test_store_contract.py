@@ -1,0 +1,427 @@
+"""What the store promises, on SQLite and on a real PostgreSQL alike."""
+
+import asyncio
+import itertools
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+
+from service.errors import StateConflict
+from service.ports import StateStore
+from service.records import (
+    Adjustment,
+    Decision,
+    DecisionOutcome,
+    Fill,
+    KillLevel,
+    KillSwitch,
+    ModelEntry,
+    ModelRole,
+    Order,
+    OrderPurpose,
+    OrderStatus,
+    OrderType,
+    Position,
+    PositionSide,
+    ShadowPosition,
+    Side,
+    Signal,
+)
+from service.settings import Loaded, load
+from service.store.opening import STATE_FILE, open_state, schema_name
+from service.store.rows import DAY_MS, DECIDED_KEPT_MS, ENDED_KEPT_MS, SHADOWS_KEPT_MS
+
+SEEDS = itertools.count(1_000_000)
+
+
+class Books:
+    """One store that can be opened again and again, and looked into."""
+
+    def __init__(self, loaded: Loaded, directory: Path) -> None:
+        self.loaded = loaded
+        self.directory = directory
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[StateStore]:
+        async with open_state(self.loaded, self.directory) as state:
+            yield state.store
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        if not self.loaded.secrets.database_url:
+            with closing(sqlite3.connect(self.directory / STATE_FILE)) as db:
+                return db.execute(sql).fetchall()
+        connection = await asyncpg.connect(
+            self.loaded.secrets.database_url, server_settings={"search_path": schema_name(self.loaded)}
+        )
+        try:
+            return [tuple(row) for row in await connection.fetch(sql)]
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def books(request, tmp_path) -> Books:
+    environment = {"PERPD_SIM__SEED": str(next(SEEDS))}  # a market, and so a schema, of its own
+    if request.param == "postgres":
+        environment["DATABASE_URL"] = request.getfixturevalue("postgres").url
+    return Books(load(None, environment), tmp_path)
+
+
+ORDER = Order(
+    client_order_id="pp-1",
+    venue_order_id="",
+    position_id="p1",
+    symbol="币安人生USDT",
+    side=Side.BUY,
+    type=OrderType.MARKET,
+    purpose=OrderPurpose.ENTRY,
+    status=OrderStatus.INTENDED,
+    quantity=Decimal("2.50"),
+    filled_quantity=Decimal(0),
+    average_price=Decimal(0),
+    trigger_price=Decimal(0),
+    reason="",
+    created_ms=1,
+    updated_ms=1,
+)
+POSITION = Position(
+    position_id="p1",
+    signal_id="s1",
+    symbol="AUSDT",
+    position_side=PositionSide.LONG,
+    quantity=Decimal(1),
+    entry_price=Decimal(100),
+    stop=Decimal(99),
+    target=Decimal(102),
+    leverage=3,
+    margin=Decimal(33),
+    opened_ms=5,
+)
+FILL = Fill(
+    trade_id="1",
+    client_order_id="pp-1",
+    venue_order_id="9",
+    symbol="AUSDT",
+    side=Side.BUY,
+    price=Decimal(100),
+    quantity=Decimal(1),
+    fee=Decimal("0.05"),
+    fee_asset="USDT",
+    realised_pnl=Decimal(0),
+    maker=False,
+    filled_ms=5,
+)
+
+
+def changed(record, **changes):
+    return msgspec.structs.replace(record, **changes)
+
+
+async def book(store, fill: Fill, realised: str = "0", quantity: str = "1", position=None) -> bool:
+    return await store.save_fill(
+        fill,
+        realised_pnl=Decimal(realised),
+        fee=fill.fee,
+        quantity=Decimal(quantity),
+        cost=Decimal(quantity) * 100,
+        position=position,
+    )
+
+
+async def test_orders_are_open_until_they_are_final_and_survive_a_restart(books):
+    async with books.open() as store:
+        await store.save_order(ORDER)
+        await store.save_order(changed(ORDER, client_order_id="pp-2", status=OrderStatus.FILLED))
+    async with books.open() as store:
+        assert await store.open_orders() == [ORDER]
+        assert (await store.order("pp-2")).status is OrderStatus.FILLED
+        assert await store.order("pp-3") is None
+        await store.save_order(changed(ORDER, status=OrderStatus.REJECTED))
+        assert await store.open_orders() == []
+
+
+async def test_a_venue_order_belongs_to_one_trade(books):
+    async with books.open() as store:
+        await store.save_order(changed(ORDER, venue_order_id="7"))
+        with pytest.raises(StateConflict):
+            await store.save_order(changed(ORDER, client_order_id="pp-2", venue_order_id="7"))
+        # conditional orders have numbers of their own, and other symbols too
+        await store.save_order(
+            changed(ORDER, client_order_id="pp-3", venue_order_id="7", type=OrderType.STOP_MARKET)
+        )
+        await store.save_order(changed(ORDER, client_order_id="pp-4", venue_order_id="7", symbol="B"))
+
+
+async def test_a_fill_moves_totals_holding_and_position_once(books):
+    async with books.open() as store:
+        assert await book(store, FILL, "1.25", "1", POSITION)
+        assert not await book(store, FILL, "1.25", "99", changed(POSITION, quantity=Decimal(9)))
+        assert await book(store, changed(FILL, symbol="BUSDT"), "-0.00000001", "0")
+        totals = await store.ledger_totals()
+        assert totals == {
+            "realised_pnl": Decimal("1.24999999"),
+            "fees": Decimal("0.10"),
+            "funding": Decimal(0),
+            "deposits": Decimal(0),
+            "corrections": Decimal(0),
+        }
+        assert await store.holdings() == {"AUSDT": (Decimal(1), Decimal(100))}
+        assert await store.open_positions() == [POSITION]
+        assert len(await store.fills("pp-1")) == 2
+
+
+async def test_a_fill_that_fails_half_way_leaves_nothing(books):
+    async with books.open() as store:
+        bad = changed(POSITION, entry_price="no decimal")
+        with pytest.raises(TypeError):
+            await book(store, FILL, "1", "1", bad)
+        assert await store.fills("pp-1") == []
+        assert (await store.ledger_totals())["realised_pnl"] == 0
+        assert await book(store, FILL)
+
+
+async def test_adjustments_are_booked_once_by_kind(books):
+    def adjustment(name: str, kind: str, amount: str) -> Adjustment:
+        return Adjustment(
+            adjustment_id=name, kind=kind, symbol="", amount=Decimal(amount), reason="", at_ms=1
+        )
+
+    async with books.open() as store:
+        assert await store.save_adjustment(adjustment("1", "funding", "-0.5"))
+        assert not await store.save_adjustment(adjustment("1", "funding", "-0.5"))
+        assert await store.save_adjustment(adjustment("2", "deposit", "100"))
+        assert await store.save_adjustment(
+            adjustment("3", "correction", "-1"), holding=("A", Decimal(2), Decimal(3))
+        )
+        totals = await store.ledger_totals()
+        assert (totals["funding"], totals["deposits"]) == (Decimal("-0.5"), Decimal(100))
+        assert totals["corrections"] == -1
+        assert await store.holdings() == {"A": (2, 3)}
+
+
+async def test_closed_positions_come_newest_first_and_those_never_opened_do_not_count(books):
+    async with books.open() as store:
+        for n in range(1, 5):
+            await store.save_position(changed(POSITION, position_id=f"p{n}", closed_ms=n))
+        await store.save_position(changed(POSITION, position_id="p9", closed_ms=9, entry_price=Decimal(0)))
+        await store.save_position(changed(POSITION, position_id="p0"))
+        assert [p.position_id for p in await store.closed_positions(3)] == ["p4", "p3", "p2"]
+        assert [p.position_id for p in await store.open_positions()] == ["p0"]
+        assert (await store.position("p9")).closed_ms == 9
+
+
+async def test_an_intention_is_position_and_order_together(books):
+    async with books.open() as store:
+        await store.save_intent(POSITION, ORDER)
+        assert await store.open_positions() == [POSITION]
+        assert await store.open_orders() == [ORDER]
+
+
+async def test_decided_signals_are_remembered_for_two_days(books):
+    def decided(name: str, close_ms: int) -> tuple[Signal, Decision]:
+        signal = Signal(
+            signal_id=name,
+            strategy="s",
+            symbol="A",
+            position_side=PositionSide.LONG,
+            candle_close_ms=close_ms,
+            entry=1.0,
+            stop=0.9,
+            target=1.2,
+            atr=0.1,
+            confidence=0.5,
+            scores={},
+            features={},
+        )
+        decision = Decision(
+            signal_id=name,
+            symbol="A",
+            position_side=PositionSide.LONG,
+            outcome=DecisionOutcome.REFUSED,
+            reason="low_confidence",
+            detail="",
+            rank=1,
+            cycle=1,
+            decided_ms=close_ms,
+        )
+        return signal, decision
+
+    async with books.open() as store:
+        await store.save_signal_decided([decided("a", 1_000), decided("b", 2_000)])
+        await store.save_signal_decided([decided("b", 2_000)])
+        assert await store.decided_since(1_500) == {"b"}
+        await store.save_signal_decided([decided("c", DECIDED_KEPT_MS + 1_500)])
+        assert await store.decided_since(0) == {"b", "c"}
+        await store.save_signal_decided([])
+        assert await store.decided_since(0) == {"b", "c"}
+
+
+async def test_shadows_are_kept_while_open_and_a_week_after(books):
+    shadow = ShadowPosition(
+        position_id="x",
+        signal_id="s",
+        symbol="A",
+        position_side=PositionSide.LONG,
+        entry=1.0,
+        stop=0.9,
+        target=1.2,
+        opened_ms=1,
+        checked_ms=1,
+    )
+    async with books.open() as store:
+        await store.save_shadows([shadow, changed(shadow, position_id="y", closed_ms=5)])
+        assert await store.open_shadows() == [shadow]
+        await store.save_shadows([changed(shadow, position_id="z", closed_ms=SHADOWS_KEPT_MS + 6)])
+    assert {row[0] for row in await books.rows("select position_id from shadows")} == {"x", "z"}
+
+
+async def test_values_are_replaced(books):
+    async with books.open() as store:
+        assert await store.get_value("k") is None
+        await store.set_value("k", "1")
+        await store.set_value("k", "2")
+        assert await store.get_value("k") == "2"
+
+
+async def test_calls_take_effect_in_the_order_made(books):
+    async with books.open() as store:
+        await asyncio.gather(*(store.set_value("k", str(n)) for n in range(50)))
+        assert await store.get_value("k") == "49"
+
+
+async def test_an_unfinished_call_that_is_cancelled_takes_effect_whole(books):
+    async with books.open() as store:
+        saving = asyncio.create_task(store.save_intent(POSITION, ORDER))
+        await asyncio.sleep(0)
+        saving.cancel()
+        await asyncio.wait({saving})
+    async with books.open() as store:
+        found = (await store.open_positions(), await store.open_orders())
+    assert found in (([POSITION], [ORDER]), ([], []))
+
+
+async def test_a_store_opened_twice_in_a_row_migrates_once(books):
+    for _ in range(2):
+        async with books.open() as store:
+            await store.set_value("k", "1")
+
+
+async def test_a_kill_switch_stays_tripped_until_it_is_lifted(books):
+    switch = KillSwitch(
+        level=KillLevel.REDUCE_ONLY, reason="day loss", value=0.16, limit=0.15, tripped_ms=7, by="rule"
+    )
+    async with books.open() as store:
+        assert await store.kill_switch() is None
+        await store.save_kill_switch(switch)
+    async with books.open() as store:
+        assert await store.kill_switch() == switch
+        await store.save_kill_switch(None)
+        assert await store.kill_switch() is None
+
+
+async def test_bans_and_cooldowns_survive_a_restart_and_are_forgotten_once_over(books):
+    async with books.open() as store:
+        await store.save_ban("fapi.example.org", 1_000)
+        await store.save_ban("fapi.example.org", 3_000)
+        await store.save_cooldown("AUSDT", 2_000)
+    async with books.open() as store:
+        assert await store.bans() == {"fapi.example.org": 3_000}
+        assert await store.cooldowns() == {"AUSDT": 2_000}
+        assert await store.prune(2_500) == 1
+        assert await store.bans() == {"fapi.example.org": 3_000}
+        assert await store.cooldowns() == {}
+
+
+async def test_a_new_champion_retires_the_one_before(books):
+    def model(name: str, created_ms: int, role: ModelRole) -> ModelEntry:
+        return ModelEntry(
+            name=name, created_ms=created_ms, path=f"{name}.bin", metrics={"auc": 0.6}, role=role
+        )
+
+    async with books.open() as store:
+        await store.save_model(model("a", 1, ModelRole.CHAMPION))
+        await store.save_model(model("b", 2, ModelRole.CHALLENGER))
+        await store.save_model(model("b", 2, ModelRole.CHAMPION))
+        await store.save_model(model("b", 2, ModelRole.CHAMPION))
+        assert await store.models() == [model("b", 2, ModelRole.CHAMPION), model("a", 1, ModelRole.RETIRED)]
+
+
+async def test_a_shadow_that_is_no_number_is_left_out_and_the_others_are_kept(books):
+    shadow = ShadowPosition(
+        position_id="x",
+        signal_id="s",
+        symbol="A" * 100_000,
+        position_side=PositionSide.SHORT,
+        entry=1.0,
+        stop=1.1,
+        target=0.9,
+        opened_ms=1,
+        checked_ms=1,
+    )
+    async with books.open() as store:
+        await store.save_shadows([changed(shadow, position_id="y", outcome_r=float("nan")), shadow])
+        assert await store.open_shadows() == [shadow]
+
+
+async def test_amounts_keep_every_digit_and_add_up_exactly(books):
+    async with books.open() as store:
+        for n in range(30):
+            fill = changed(FILL, trade_id=str(n), fee=Decimal("0.00000001"))
+            assert await book(store, fill, "0.1", "0.000000000000000001")
+    async with books.open() as store:
+        totals = await store.ledger_totals()
+        assert (totals["realised_pnl"], totals["fees"]) == (Decimal("3.0"), Decimal("3E-7"))
+        quantity, cost = (await store.holdings())["AUSDT"]
+        assert (quantity, cost) == (Decimal("1E-18"), Decimal("1E-16"))
+
+
+async def save_trade(store: StateStore, number: int, closed_ms: int, *, order_final: bool = True) -> None:
+    name = f"t{number:04}"
+    status = OrderStatus.FILLED if order_final else OrderStatus.OPEN
+    order = changed(ORDER, client_order_id=name, position_id=name, symbol="AUSDT", status=status)
+    await store.save_intent(changed(POSITION, position_id=name, closed_ms=closed_ms), order)
+    await book(store, changed(FILL, trade_id=name, client_order_id=name, filled_ms=closed_ms))
+
+
+async def test_what_ended_long_ago_is_pruned_with_all_that_belongs_to_it(books):
+    now_ms = ENDED_KEPT_MS + 10 * DAY_MS
+    async with books.open() as store:
+        await save_trade(store, 1, DAY_MS, order_final=False)
+        await save_trade(store, 2, DAY_MS + 1)
+        given_up = changed(POSITION, position_id="never", entry_price=Decimal(0), closed_ms=DAY_MS)
+        await store.save_position(given_up)
+        await book(store, changed(FILL, trade_id="foreign", client_order_id="web_1", filled_ms=DAY_MS))
+        await store.save_adjustment(
+            Adjustment(adjustment_id="1", kind="funding", symbol="", amount=Decimal(2), reason="", at_ms=5)
+        )
+        assert await store.prune(now_ms) == 3  # the funding, the foreign fill and what was never opened
+        assert await store.position("never") is None
+        totals = await store.ledger_totals()
+        assert totals["funding"] == 2, "totals are kept for ever"
+        assert len(await store.closed_positions(9)) == 2, "the newest trades stay, whatever their age"
+
+
+async def test_old_trades_beyond_the_newest_are_pruned_with_orders_and_fills(books, monkeypatch):
+    monkeypatch.setattr("service.store.rows.CLOSED_KEPT", 3)
+    monkeypatch.setattr("service.store.rows.PRUNED_AT_ONCE", 2)
+    async with books.open() as store:
+        for n in range(1, 9):
+            await save_trade(store, n, n * DAY_MS, order_final=n != 1)
+        assert await store.prune(ENDED_KEPT_MS + 30 * DAY_MS) == 4 * 3
+        assert [p.position_id for p in await store.closed_positions(9)] == [
+            "t0008",
+            "t0007",
+            "t0006",
+            "t0001",
+        ]
+        assert await store.fills("t0002") == []
+        assert await store.order("t0002") is None
+        assert len(await store.fills("t0001")) == 1, "a trade with an open order stays whole"
+        assert await store.prune(ENDED_KEPT_MS + 30 * DAY_MS) == 0
