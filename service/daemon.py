@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from service.errors import (
     StrategyInvalid,
     VenueError,
 )
+from service.exchange.gate import Gate
 from service.exchange.venue import Venue, open_venue
 from service.learning.feature_cache import CacheStatistics, FeatureCache
 from service.learning.slot_file import FILE_NAME as SLOT_FILE_NAME
@@ -58,11 +60,12 @@ from service.monitor.sizes import held_bytes
 from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
-from service.ports import CacheTier, Clock, Exchange, StateStore
+from service.ports import CacheTier, Clock, Exchange
 from service.records import CycleReport, Instrument
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
-from service.store.sqlite import open_sqlite
+from service.store.bans import keeping_bans
+from service.store.opening import State, open_state
 from service.summary import RunSummary
 from service.trading.equity import EquityWatch
 from service.trading.executor import Executor
@@ -73,6 +76,7 @@ from service.trading.reconcile import Reconciler
 from service.trading.shadow import ShadowBook
 from service.web.kill import kill_api
 from service.web.server import serving
+from service.web.standby import standing_by
 
 if TYPE_CHECKING:
     from service.analysis.nursery import Nursery
@@ -83,6 +87,7 @@ CLOSE_POLL_S = 0.01
 CYCLE_SHARE, SETTLE_SHARE, ARCHIVE_SHARE = 0.25, 0.35, 0.4
 STALLED_S = 300.0
 UPKEEP_MB = 60  # what the archive's upkeep takes beside its data
+STORE_RETRY_S = 1.0
 CENT = Decimal("0.01")
 
 log = structlog.get_logger("perpd")
@@ -152,13 +157,19 @@ async def _trade(
     settings = loaded.settings
     marks = HeapMarks()
     monitor = PerformanceMonitor(settings.monitor, WallClock())
+    notifier = Notifier.from_environment(os.environ)
     analysis = within_limit(settings, memory_limit_mb(settings.monitor.memory_limit_mb))
     log.info("daemon starting", mode=settings.run.mode, data_dir=str(directory), pid=os.getpid())
     try:
         async with (
+            # First, so that one who stands by has neither workers nor a venue; last to close, so that the
+            # lease is given back once nothing more can be sent.
+            open_state(loaded, directory, partial(standing_by, settings.web, notifier)) as state,
+            keeping_bans(state.store) as bans,
             open_pool(analysis, nursery) as pool,
-            open_venue(loaded, directory, monitor) as venue,
-            open_sqlite(directory / "state.sqlite3") as store,
+            open_venue(
+                loaded, directory, monitor, Gate(state.lease.may_send, bans.until_ms, bans.add)
+            ) as venue,
             archiving(
                 directory / "archive",
                 settings.archive,
@@ -178,9 +189,10 @@ async def _trade(
                 monitor,
                 pool,
                 venue,
-                store,
+                state,
                 archive,
                 cache,
+                notifier,
                 loaded.secrets.api_token,
                 marks,
             )
@@ -268,9 +280,10 @@ class _Opened:
         monitor: PerformanceMonitor,
         pool: NurseryPool | InlineExecutor,
         venue: Venue,
-        store: StateStore,
+        state: State,
         archive: DataArchiver,
         cache: FeatureCache,
+        notifier: Notifier,
         api_token: str,
         marks: HeapMarks,
     ) -> None:
@@ -282,9 +295,10 @@ class _Opened:
         self.venue = venue
         self.exchange: Exchange = venue.exchange
         self.clock: Clock = venue.clock
-        self.store = store
+        self.store = state.store
+        self.lease = state.lease
         self.archive = archive
-        self.notifier = Notifier.from_environment(os.environ)
+        self.notifier = notifier
         self.lag = LoopLag(alarm_ms=settings.monitor.lag_alarm_ms, on_alarm=self._on_lag)
         self.held = HeldStack(self.lag, alarm_ms=settings.monitor.lag_alarm_ms)
         self.memory = MemorySampler(settings.monitor.memory_limit_mb, exclude_pids=lambda: set(venue.pids))
@@ -549,6 +563,7 @@ class _Opened:
                 tasks.create_task(self._stalled(), name="monitor.stalled"),
                 tasks.create_task(self.keeper.run(), name="archive.keeper"),
                 tasks.create_task(self.advisor.run(), name="monitor.advisor"),
+                tasks.create_task(self._store_back(), name="monitor.store"),
             ]
             try:
                 with self.held.watching():
@@ -556,6 +571,18 @@ class _Opened:
             finally:
                 for watcher in watchers:
                     watcher.cancel()
+
+    async def _store_back(self) -> None:
+        """A store that failed is tried again: while nothing is opened, nothing else may write to it."""
+        while True:
+            await asyncio.sleep(STORE_RETRY_S)
+            if not self.parts.executor.store_failing:
+                continue
+            try:
+                await self.store.set_value("store.tried_ms", str(self.clock.now_ms()))
+                await self.parts.executor.store_back()
+            except DataDirectoryUnusable as error:
+                log.debug("state still cannot be written", error=str(error))
 
     def _on_lag(self, lag_ms: float) -> None:
         self.monitor.count("loop.lag_alarms")
@@ -580,7 +607,7 @@ class _Opened:
             return "the archive cannot be written"
         if self.parts.executor.store_failing:
             return "state cannot be written"
-        return self.failing or self.guard.entries_off
+        return self.lease.may_send() or self.failing or self.guard.entries_off
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
         """Name to (help, value) of what only the open parts know."""
@@ -595,6 +622,8 @@ class _Opened:
                 float(self.shed),
             ),
             "perpd_event_queue_depth": ("Private stream events waiting", float(executor.queue_depth)),
+            "perpd_lease_epoch": ("Fencing token of the lease on the account", float(self.lease.epoch)),
+            "perpd_lease_held": ("1 while orders may be sent", float(not self.lease.may_send())),
             "perpd_repair_queue_depth": ("Series waiting for repair", float(feed.statistics()["depth"])),
         }
         gauges |= _cache_gauges(self.cache.statistics()) | _delay_gauges(self.monitor)
@@ -637,6 +666,7 @@ class _Opened:
             if self.clock.now_ms() >= refresh_ms:
                 refresh_ms = self.clock.now_ms() + round(settings.market.universe_refresh_s * 1000)
                 await self._refresh_universe(summary)
+                await self._prune()
             due_ms = self._next_due(due_ms, interval_ms)
 
     async def _cycle(self, number: int) -> CycleReport | None:
@@ -744,6 +774,15 @@ class _Opened:
             summary.symbols = len(universe.symbols)
         except* VenueError as errors:
             log.warning("the universe stays as it is", reason=str(errors.exceptions[0]))
+
+    async def _prune(self) -> None:
+        """What ended long ago leaves the store, or it would grow for ever; the archive has it."""
+        try:
+            deleted = await self.store.prune(self.clock.now_ms())
+        except DataDirectoryUnusable as error:
+            log.warning("the store was not pruned", error=str(error))
+        else:
+            log.debug("store pruned", rows=deleted)
 
     # -- the end
 

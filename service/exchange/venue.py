@@ -8,6 +8,7 @@ import msgspec
 
 from service.exchange.access import Access, reaching
 from service.exchange.binance.adapter import open_binance
+from service.exchange.gate import OPEN, Gate
 from service.ports import Clock, Exchange, Recorder
 from service.settings import Loaded
 
@@ -34,7 +35,9 @@ class Venue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def open_venue(loaded: Loaded, directory: Path, recorder: Recorder) -> AsyncIterator[Venue]:
+async def open_venue(
+    loaded: Loaded, directory: Path, recorder: Recorder, gate: Gate = OPEN
+) -> AsyncIterator[Venue]:
     """Open the exchange that the mode asks for, and close it with the block."""
     settings = loaded.settings
     async with AsyncExitStack() as stack:
@@ -47,6 +50,7 @@ async def open_venue(loaded: Loaded, directory: Path, recorder: Recorder) -> Asy
                 api_secret=access.api_secret,
                 stop_working_type=settings.trading.stop_working_type,
                 recorder=recorder,
+                gate=gate,
             )
         )
         if settings.run.mode == "paper":

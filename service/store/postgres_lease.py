@@ -54,6 +54,10 @@ async def holding_lease(
                 yield lease
             finally:
                 keeper.cancel()
+    except BaseExceptionGroup as group:  # one error stays that error, as callers know it
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
     finally:
         if not lease.lost:
             lease.lose("the lease was given back")

@@ -110,6 +110,8 @@ class Link:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         loop = asyncio.get_running_loop()
+        if self._connection is not None:
+            self._lose(ConnectionResetError("closed while it was idle"))
         while True:
             away = self._away_s is not None and loop.time() - self._away_s > self._grace_s
             if away and loop.time() - self._tried_s < PAUSE_S:  # a burst of calls makes one attempt
@@ -201,6 +203,6 @@ def words(error: BaseException) -> str:
     """What went wrong, without what a driver may quote of the URL."""
     if isinstance(error, asyncpg.PostgresError):
         return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
     return type(error).__name__

@@ -332,7 +332,8 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
                 f"{path}: migration to schema {number} failed and was undone: {error}; free some space or "
                 "check permissions, then start again"
             ) from error
-        log.info("state schema migrated", path=str(path), schema=number)
+    if version < len(SQLITE):
+        log.info("state schema migrated", path=str(path), schema=len(SQLITE), before=version)
 
 
 def _execute(db: sqlite3.Connection, sql: str, *arguments: object) -> None:

@@ -186,7 +186,7 @@ class Bookkeeper:
             if not booked:
                 await self._name_reason(fill, order)
                 return False
-            self._books.store_failing = False
+            self._books.saved(record.position_id if record is not None else "")
             self._books.versions[fill.symbol] += 1
             self._recorder.count("trading.fills")
             self._outbox.put("fills", fill)

@@ -46,6 +46,7 @@ class Books:
         self._barred: tuple[str, float] = ("", 0.0)  # why the venue lets nothing be opened, until when
         self.closed_count = 0
         self.store_failing = False
+        self.unsaved: dict[str, Order | Position] = {}  # by id: newest records that the store did not take
         self.reconcile_wanted = asyncio.Event()
 
     async def restore(self) -> None:
@@ -172,8 +173,9 @@ class Books:
         self.orders[order.client_order_id] = order
         try:
             await self._store.save_order(order)
-            self.store_failing = False
+            self.saved(order.client_order_id)
         except DataDirectoryUnusable as error:
+            self.unsaved[order.client_order_id] = order
             self.note_store(error)
         except StateConflict as error:
             self.quarantine(order.symbol, error)
@@ -185,11 +187,32 @@ class Books:
             self.positions[position.position_id] = position
         try:
             await self._store.save_position(position)
-            self.store_failing = False
+            self.saved(position.position_id)
         except DataDirectoryUnusable as error:
+            self.unsaved[position.position_id] = position
             self.note_store(error)
         except StateConflict as error:
             self.quarantine(position.symbol, error)
+
+    def saved(self, name: str) -> None:
+        """The store took this record."""
+        self.unsaved.pop(name, None)
+        self.store_failing = bool(self.unsaved)
+
+    async def save_again(self) -> None:
+        """Write what the store did not take, each record as it is now. Raises DataDirectoryUnusable."""
+        async with self.lock:
+            for name, record in list(self.unsaved.items()):
+                try:
+                    if isinstance(record, Order):
+                        await self._store.save_order(record)
+                    else:
+                        await self._store.save_position(record)
+                except StateConflict as error:
+                    self.quarantine(record.symbol, error)
+                del self.unsaved[name]
+            self.store_failing = False
+        log.info("state can be written again")
 
     def note_store(self, error: DataDirectoryUnusable) -> None:
         self.store_failing = True

@@ -210,6 +210,10 @@ class Executor:
         """The last write of state failed: no entries until one succeeds."""
         return self._books.store_failing
 
+    async def store_back(self) -> None:
+        """The store takes writes again: give it what it missed. Raises DataDirectoryUnusable."""
+        await self._books.save_again()
+
     @property
     def queue_depth(self) -> int:
         return self._queue.qsize()

@@ -16,6 +16,7 @@ from service.exchange.binance.streams import (
     candle_stream,
     user_stream,
 )
+from service.exchange.gate import OPEN, Gate
 from service.ports import CandleRow, Clock, Recorder, UserEvent
 from service.records import (
     TIMEFRAME_MS,
@@ -200,13 +201,16 @@ async def open_binance(
     api_secret: str = "",
     stop_working_type: str = "MARK_PRICE",
     recorder: Recorder | None = None,
+    gate: Gate = OPEN,
 ) -> AsyncIterator[BinanceExchange]:
     """Open the venue; its connections close with the block.
 
     Raises VenueRestricted when the venue does not serve this place. A venue that cannot be reached
     is not an error here: the first read says so.
     """
-    async with open_rest(settings, clock, api_key=api_key, api_secret=api_secret, recorder=recorder) as rest:
+    async with open_rest(
+        settings, clock, api_key=api_key, api_secret=api_secret, recorder=recorder, gate=gate
+    ) as rest:
         await first_contact(rest)
         async with background("venue clock", rest.keep_offset()):
             yield BinanceExchange(rest, settings, clock, stop_working_type, recorder)

@@ -6,9 +6,13 @@ whole address, so its own count, read from each answer's headers, overrides ours
 
 from collections.abc import Iterable, Mapping
 
+import structlog
+
 from service.errors import VenueThrottled
 from service.exchange.binance.codec import RateLimit
 from service.ports import Clock
+
+log = structlog.get_logger("exchange.binance")
 
 MINUTE_MS = 60_000
 TEN_SECONDS_MS = 10_000
@@ -143,6 +147,12 @@ class WeightBudget:
         self._silent_until_ms = max(self._silent_until_ms, at_ms)
         if banned:
             self._banned_until_ms = max(self._banned_until_ms, at_ms)
+
+    async def silence_over(self) -> None:
+        """Returns once a silence that was asked for is over."""
+        if self._silent_until_ms > self._clock.now_ms():
+            log.warning("waiting: the venue asked for silence", until_ms=self._silent_until_ms)
+            await self._clock.sleep_until(self._silent_until_ms)
 
     def _weight_wait_ms(self, weight: int, priority: bool, urgent: bool) -> int:
         now_ms = self._clock.now_ms()

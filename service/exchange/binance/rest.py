@@ -31,6 +31,7 @@ from service.errors import (
 from service.exchange.binance.codec import server_time
 from service.exchange.binance.errors import Kind, error_for
 from service.exchange.binance.limits import WeightBudget
+from service.exchange.gate import OPEN, Gate
 from service.ports import Clock, Recorder
 from service.settings import ExchangeSettings
 
@@ -104,6 +105,7 @@ class RestClient:
         api_key: str = "",
         api_secret: str = "",
         recorder: Recorder | None = None,
+        gate: Gate = OPEN,
     ) -> None:
         self._session = session
         self._base = settings.rest_url.rstrip("/")
@@ -115,7 +117,10 @@ class RestClient:
         self._recorder = recorder
         self._random = random.Random()
         self._offset_ms = 0
+        self._gate = gate
+        self.host = URL(self._base).authority
         self.budget = WeightBudget(clock, settings.weight_reserve_fraction)
+        self.budget.silence_until(gate.silent_until_ms(self.host))
 
     async def send(self, call: Call, params: Mapping[str, str]) -> bytes:
         """Send one call, reads several times if need be. Returns the body of a 200 answer."""
@@ -176,6 +181,11 @@ class RestClient:
         if ordering:
             await self.budget.take_order(urgent=urgent)
         await self.budget.take(call.weight, priority=call.priority or ordering, urgent=urgent)
+        if call.signed and call.kind is not Kind.READ:  # after the waits above: now is when it leaves
+            barred = self._gate.may_send()
+            if barred:
+                self._count("exchange.request.barred")
+                raise VenueUnavailable(f"{call.name}: nothing was sent: {barred}")
         asked_ms, began_s = self._clock.now_ms(), self._clock.monotonic_s()
         url = self._url(call, params)
         headers = {"X-MBX-APIKEY": self._api_key} if call.signed or call.key else {}
@@ -204,6 +214,8 @@ class RestClient:
         )
         if isinstance(error_met, VenueThrottled):
             self.budget.silence_until(error_met.retry_at_ms, banned=status == BANNED)
+            if status == BANNED:
+                self._gate.silenced(self.host, error_met.retry_at_ms)
             log.warning("throttled by the venue", endpoint=call.name, retry_at_ms=error_met.retry_at_ms)
         raise error_met
 
@@ -258,6 +270,7 @@ async def open_rest(
     api_key: str = "",
     api_secret: str = "",
     recorder: Recorder | None = None,
+    gate: Gate = OPEN,
 ) -> AsyncIterator[RestClient]:
     """A client whose connections close with the block."""
     timeout = aiohttp.ClientTimeout(total=settings.request_limit_s, sock_connect=CONNECT_LIMIT_S)
@@ -267,11 +280,17 @@ async def open_rest(
         timeout=timeout,
         trust_env=False,
     ) as session:
-        yield RestClient(session, settings, clock, api_key=api_key, api_secret=api_secret, recorder=recorder)
+        yield RestClient(
+            session, settings, clock, api_key=api_key, api_secret=api_secret, recorder=recorder, gate=gate
+        )
 
 
 async def first_contact(client: RestClient) -> None:
-    """Measure the offset at the start. Raises VenueRestricted; anything else may pass and is logged."""
+    """Sit out a ban of before the restart, then measure the offset.
+
+    Raises VenueRestricted; anything else may pass and is logged.
+    """
+    await client.budget.silence_over()
     try:
         await client.measure_offset()
     except VenueRestricted:
