@@ -58,8 +58,8 @@ def report(error: PerpdError) -> None:
 
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The parser of all commands; what is below `bench`, `archive` and `dataset`, which a daemon need not
-    hold, only where that is the command."""
+    """The parser of all commands; what is below `bench`, `archive`, `dataset` and `store`, which a daemon
+    need not hold, only where that is the command."""
     parser = Parser(prog="perpd", description="A trading daemon for perpetual futures.")
     parser.add_argument("--version", action="version", version=f"perpd {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
@@ -97,6 +97,13 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     _add_run_arguments(performance)
     performance.add_argument("--json", action="store_true", help="print one JSON object")
     performance.set_defaults(function=_performance)
+
+    store = commands.add_parser("store", help="migrate, back up, restore or copy the state")
+    if command == "store":
+        from service.store.command import add_arguments as add_store_arguments
+
+        add_store_arguments(store, _add_run_arguments)
+    store.set_defaults(function=_store)
 
     sim = commands.add_parser("sim", help="serve a simulated Binance USD-M futures exchange on loopback")
     from service.exchange.simulated.command import add_arguments
@@ -220,6 +227,12 @@ def _performance(args: argparse.Namespace) -> int:
     from service.monitor.performance_command import run
 
     return run(_load(args).settings, args)
+
+
+def _store(args: argparse.Namespace) -> int:
+    from service.store.command import run
+
+    return run(_load(args), args)
 
 
 def _sim(args: argparse.Namespace) -> int:

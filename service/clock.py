@@ -106,6 +106,12 @@ def boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def file_time(at_ms: int) -> str:
+    """A time as part of a file name, UTC, to the millisecond."""
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return f"{moment:%Y%m%dT%H%M%S}.{at_ms % 1000:03d}Z"
+
+
 def parse_time(text: str) -> int:
     """Milliseconds since the Unix epoch of an ISO 8601 time, UTC when it names no zone.
 

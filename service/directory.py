@@ -33,29 +33,58 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def data_path(settings: Settings) -> Path:
+    """Where the data directory is, whether or not it exists."""
+    if settings.run.data_dir:
+        return Path(settings.run.data_dir)
+    return Path(".perpd") / market_name(settings)
+
+
 @contextmanager
 def data_directory(settings: Settings) -> Iterator[Path]:
     """Hold the data directory while the block runs.
 
     Raises: DataDirectoryUnusable: not writable, full, held by another daemon, or of another market.
     """
-    name = market_name(settings)
-    directory = Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / name
+    name, directory = market_name(settings), data_path(settings)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(directory, error) from None
-    try:
-        _lock(lock, directory)
+    with locked(directory):
         try:
             _probe(directory)
             _claim(directory, name)
         except OSError as error:
             raise _unusable(directory, error) from None
         yield directory
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep every daemon and command out of a data directory, whoseever books it holds.
+
+    Raises: DataDirectoryUnusable: there is none, or another holds it.
+    """
+    try:
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(directory, error) from None
+    try:
+        _lock(lock, directory)
+        yield
     finally:
         os.close(lock)
+
+
+def marked_name(directory: Path) -> str:
+    """Whose books a directory holds; '' when it does not say."""
+    try:
+        return str(json.loads((directory / MARK).read_text())["books"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError):
+        return "unreadable"
 
 
 def _unusable(directory: Path, error: OSError) -> DataDirectoryUnusable:
@@ -88,11 +117,8 @@ def _probe(directory: Path) -> None:
 
 def _claim(directory: Path, name: str) -> None:
     mark = directory / MARK
-    if mark.exists():
-        try:
-            found = str(json.loads(mark.read_text())["books"])
-        except (ValueError, KeyError, TypeError):
-            found = "unreadable"
+    found = marked_name(directory)
+    if found:
         if found != name:
             raise DataDirectoryUnusable(
                 f"data directory {directory} holds the books of {found!r}, this run is {name!r}; "

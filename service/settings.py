@@ -453,12 +453,12 @@ def _read_secrets(environment: Mapping[str, str]) -> Secrets:
             path = Path(directory) / credential
             value = path.read_text(encoding="utf-8") if path.is_file() else ""
         found[name] = value.strip()
-    _check_database_url(found["database_url"])
+    check_database_url(found["database_url"], "DATABASE_URL")
     return Secrets(**found)
 
 
-def _check_database_url(url: str) -> None:
-    """Nothing of the URL is quoted: a wrong one may hold the password anywhere."""
+def check_database_url(url: str, source: str) -> None:
+    """Raises SettingsInvalid. Nothing of the URL is quoted: a wrong one may hold the password anywhere."""
     try:
         parts = urllib.parse.urlsplit(url)
         usable = not url or (parts.scheme in ("postgres", "postgresql") and parts.port != 0)
@@ -466,8 +466,8 @@ def _check_database_url(url: str) -> None:
         usable = False
     if not usable:
         raise SettingsInvalid(
-            "DATABASE_URL is no address of a PostgreSQL database; allowed is "
-            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or nothing, which keeps state in SQLite"
+            f"{source} is no address of a PostgreSQL database; allowed is "
+            "postgresql://HOST:PORT/DATABASE with user and password before the host, or nothing for SQLite"
         )
 
 

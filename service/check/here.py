@@ -9,7 +9,7 @@ from service.check.result import Check, failed, passed, warned
 from service.monitor.budget import needed_mb
 from service.monitor.memory import memory_limit_mb
 from service.settings import Settings
-from service.store.schema import MIGRATIONS
+from service.store.schema import SQLITE
 
 MB = 1024 * 1024
 LEAST_FREE_MB, COMFORTABLE_FREE_MB = 256, 2_048
@@ -69,15 +69,15 @@ def state(file: Path) -> Check:
     finally:
         if "database" in locals():
             database.close()
-    if version > len(MIGRATIONS):
+    if version > len(SQLITE):
         return failed(
             name,
-            f"{file} has schema {version}, this perpd knows {len(MIGRATIONS)}",
+            f"{file} has schema {version}, this perpd knows {len(SQLITE)}",
             "run the newer perpd that wrote it, or restore an older backup",
         )
     if verdict != "ok":
         return failed(name, f"{file} is damaged: {verdict}", "restore it from a backup")
-    return passed(name, f"schema {version} of {len(MIGRATIONS)}, sound")
+    return passed(name, f"schema {version} of {len(SQLITE)}, sound")
 
 
 def memory(settings: Settings) -> Check:

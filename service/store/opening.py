@@ -31,9 +31,9 @@ class State(msgspec.Struct, frozen=True):
     lease: Lease
 
 
-def schema_name(loaded: Loaded) -> str:
-    """The PostgreSQL schema of a run's books: as with data directories, those of two markets never mix."""
-    return "perpd_" + re.sub(r"[^a-z0-9]+", "_", market_name(loaded.settings).lower())[:50]
+def schema_name(books: str) -> str:
+    """The PostgreSQL schema of one market's books: as with data directories, those of two never mix."""
+    return "perpd_" + re.sub(r"[^a-z0-9]+", "_", books.lower())[:50]
 
 
 @asynccontextmanager
@@ -52,19 +52,20 @@ async def open_state(
     from service.store.postgres import PostgresStore, migrate
     from service.store.postgres_lease import holding_lease
 
-    async with open_links(loaded) as (link, lease_link):
-        async with holding_lease(lease_link, loaded.settings.run.lease_s, standing_by=standing_by) as lease:
+    run = loaded.settings.run
+    schema = schema_name(market_name(loaded.settings))
+    async with open_links(loaded.secrets.database_url, schema, run.database_wait_s) as (link, lease_link):
+        async with holding_lease(lease_link, run.lease_s, standing_by=standing_by) as lease:
             await migrate(link)
             yield State(PostgresStore(link, lease.epoch), lease)
 
 
 @asynccontextmanager
-async def open_links(loaded: Loaded) -> AsyncIterator[tuple["Link", "Link"]]:
+async def open_links(url: str, schema: str, wait_s: float) -> AsyncIterator[tuple["Link", "Link"]]:
     """Two connections: one for state, one for the lease, which no long transaction may hold up."""
     from service.store.postgres_link import Connection, Link
     from service.store.schema import POSTGRES_LEASE
 
-    url, schema = loaded.secrets.database_url, schema_name(loaded)
     link, lease_link = Link(url, schema), Link(url, schema, name="perpd lease")
 
     async def prepare(db: Connection) -> None:
@@ -75,7 +76,7 @@ async def open_links(loaded: Loaded) -> AsyncIterator[tuple["Link", "Link"]]:
             await db.execute(POSTGRES_LEASE)
 
     try:
-        await link.open(loaded.settings.run.database_wait_s)
+        await link.open(wait_s)
         await link.run(prepare)
         yield link, lease_link
     finally:

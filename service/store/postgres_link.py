@@ -7,7 +7,8 @@ database answers.
 
 import asyncio
 import urllib.parse
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -83,6 +84,22 @@ class Link:
         self._running.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    async def alone(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """Do work of any length once, for commands. Raises StoreUnavailable when the connection breaks."""
+        async with self.borrowed() as connection:
+            return await work(connection)
+
+    @asynccontextmanager
+    async def borrowed(self) -> AsyncIterator[Connection]:
+        """The connection itself, in turn and without a time limit."""
+        async with self._turn:
+            connection = await self._connected()
+            try:
+                yield connection
+            except (*LOST, asyncpg.PostgresError) as error:
+                self._lose(error)
+                raise self._unavailable(error) from error
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         self._running.discard(task)

@@ -48,7 +48,7 @@ async def open_sqlite(path: Path) -> AsyncIterator["SqliteStore"]:
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
     loop = asyncio.get_running_loop()
     try:
-        connection = await loop.run_in_executor(thread, _open, path)
+        connection = await loop.run_in_executor(thread, connect, path)
         try:
             yield SqliteStore(connection, thread, path)
         finally:
@@ -277,7 +277,8 @@ class SqliteStore:
             raise StateDamaged(f"{self._path}: is damaged ({error})") from error
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """Open, check and migrate a state file. Blocks. Raises as `open_sqlite` does."""
     try:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:

@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from service.directory import market_name
 from service.errors import StateConflict
 from service.ports import StateStore
 from service.records import (
@@ -58,7 +59,8 @@ class Books:
             with closing(sqlite3.connect(self.directory / STATE_FILE)) as db:
                 return db.execute(sql).fetchall()
         connection = await asyncpg.connect(
-            self.loaded.secrets.database_url, server_settings={"search_path": schema_name(self.loaded)}
+            self.loaded.secrets.database_url,
+            server_settings={"search_path": schema_name(market_name(self.loaded.settings))},
         )
         try:
             return [tuple(row) for row in await connection.fetch(sql)]

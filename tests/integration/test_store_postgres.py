@@ -11,6 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from service.directory import market_name
 from service.errors import LeaseHeld, LeaseLost, SchemaUnknown, StoreUnavailable
 from service.records import Fill, Side
 from service.settings import Loaded, load
@@ -46,6 +47,10 @@ def settings_for(url: str, lease_s: float = 30.0) -> Loaded:
     return load(None, environment)
 
 
+def place(loaded: Loaded) -> tuple[str, str]:
+    return loaded.secrets.database_url, schema_name(market_name(loaded.settings))
+
+
 async def until(condition: Callable[[], object]) -> None:
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.02)
@@ -60,7 +65,8 @@ async def book(store, fill: Fill = FILL) -> bool:
 @asynccontextmanager
 async def administrating(loaded: Loaded) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(
-        loaded.secrets.database_url, server_settings={"search_path": schema_name(loaded)}
+        loaded.secrets.database_url,
+        server_settings={"search_path": schema_name(market_name(loaded.settings))},
     )
     try:
         yield connection
@@ -172,7 +178,10 @@ async def test_a_newer_schema_is_refused(postgres, tmp_path):
 
 async def test_a_migration_that_fails_half_way_leaves_the_schema_before_it(postgres):
     loaded = settings_for(postgres.url)
-    async with open_links(loaded) as (link, _):
+    async with open_links(*place(loaded), 9) as (
+        link,
+        _,
+    ):
         await migrate(link)
         half = (*POSTGRES, ("create table half (n integer)", "create table orders (n integer)"))
         with pytest.raises(StoreUnavailable, match="already exists"):
@@ -255,7 +264,10 @@ async def test_who_takes_over_waits_for_a_write_that_was_begun_before(postgres, 
         await finish.wait()
         await db.execute("insert into settings values ('k', 'begun before')")
 
-    async with open_links(loaded) as (link, other):
+    async with open_links(*place(loaded), 9) as (
+        link,
+        other,
+    ):
         await migrate(link)
         await link.run(lambda db: db.execute("insert into lease values ('perpd', 1, 'a', now())"))
         writing = asyncio.create_task(PostgresStore(link, 1)._write(slow))

@@ -1,0 +1,294 @@
+"""`perpd store` as a process: what it copies, keeps and refuses, on files and on a real PostgreSQL."""
+
+import asyncio
+import itertools
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.directory import data_directory
+from service.errors import DataDirectoryUnusable, StateDamaged
+from service.records import Fill, KillLevel, KillSwitch, ShadowPosition, Side
+from service.records import PositionSide as Direction
+from service.settings import Loaded, load
+from service.store.opening import STATE_FILE, open_state
+from service.store.schema import SQLITE, TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+DISK_BYTES = 2 * 1024 * 1024
+SEEDS = itertools.count(3_000_000)
+
+
+class Command:
+    """`perpd store` in a directory, with the books of a market of its own in `data`."""
+
+    def __init__(self, directory: Path, url: str = "") -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.url = url
+        self.seed = str(next(SEEDS))
+
+    def loaded(self, *, database: bool = False) -> Loaded:
+        environment = {"PERPD_SIM__SEED": self.seed, "PERPD_RUN__DATA_DIR": str(self.data)}
+        return load(None, {**environment, "DATABASE_URL": self.url if database else ""})
+
+    def __call__(self, *arguments: str, database: bool = False, typed: str = "") -> tuple[int, Any]:
+        """(exit code, what it printed as JSON)."""
+        done = subprocess.run(
+            [sys.executable, "-m", "service", "store", *arguments, "--json", "--data-dir", "data"],
+            cwd=self.directory,
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(ROOT),
+                "DATABASE_URL": self.url if database else "",
+            },
+            input=typed,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr == "", done.stderr
+        assert not self.url or self.url.split(":")[2].split("@")[0] not in done.stdout, (
+            "the password was told"
+        )
+        return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
+async def fill_books(loaded: Loaded, rows: int = 30) -> None:
+    directory = Path(loaded.settings.run.data_dir)
+    with data_directory(loaded.settings):
+        async with open_state(loaded, directory) as state:
+            for number in range(rows):
+                fill = Fill(
+                    trade_id=str(number),
+                    client_order_id=f"web_{number}",
+                    venue_order_id="9",
+                    symbol="币安人生USDT" if number % 2 else "AUSDT",
+                    side=Side.BUY,
+                    price=Decimal("1E+2"),
+                    quantity=Decimal("0.10"),
+                    fee=Decimal("1E-8"),
+                    fee_asset="USDT",
+                    realised_pnl=Decimal(0),
+                    maker=False,
+                    filled_ms=number,
+                )
+                amounts = {"realised_pnl": Decimal("0.10"), "fee": Decimal("1E-8")}
+                await state.store.save_fill(fill, **amounts, quantity=Decimal("1E+1"), cost=Decimal("0E-8"))
+            shadow = ShadowPosition(
+                position_id="Z",
+                signal_id="s",
+                symbol="quote'\"\\",
+                position_side=Direction.LONG,
+                entry=1e-17,
+                stop=0.1 + 0.2,
+                target=1e22,
+                opened_ms=1,
+                checked_ms=1,
+            )
+            lower = ShadowPosition(
+                **{**{n: getattr(shadow, n) for n in shadow.__struct_fields__}, "position_id": "a"}
+            )
+            await state.store.save_shadows([lower, shadow])
+            await state.store.save_kill_switch(
+                KillSwitch(level=KillLevel.FLATTEN, reason="by hand", value=0, limit=0, tripped_ms=1, by="me")
+            )
+            await state.store.save_ban("h", 5)
+
+
+def hashes(tables: list[Any]) -> dict[str, tuple[int, str]]:
+    return {t["table"]: (t["rows"], t["sha256"]) for t in tables}
+
+
+async def test_a_copy_to_postgresql_and_back_has_equal_hashes(postgres, tmp_path):
+    command = Command(tmp_path, postgres.url)
+    await fill_books(command.loaded())
+    code, there = await asyncio.to_thread(command, "copy", "--to", "-", typed=postgres.url + "\n")
+    assert code == 0
+    assert [pair[0] == pair[1] for pair in there["tables"]] == [True] * len(TABLES)
+    code, back = await asyncio.to_thread(command, "copy", "--to", "sqlite:back.sqlite3", database=True)
+    assert code == 0
+    first, last = ([pair[side] for pair in t] for t, side in ((there["tables"], 0), (back["tables"], 1)))
+    assert hashes(first) == hashes(last)
+    assert hashes(first)["fills"][0] == 30
+    assert hashes(first)["holdings"][0] == 2
+
+    # the daemon's own reader agrees, and a filled target is never written over
+    async with open_state(command.loaded(database=True), tmp_path) as state:
+        assert (await state.store.ledger_totals())["fees"] == Decimal("3E-7")
+        assert (await state.store.kill_switch()).level is KillLevel.FLATTEN
+    code, refusal = await asyncio.to_thread(command, "copy", "--to", postgres.url)
+    assert code == 73
+    assert "holds rows already in fills" in refusal["message"]
+    code, refusal = await asyncio.to_thread(command, "copy", "--to", "sqlite:back.sqlite3")
+    assert code == 73
+    assert "exists already" in refusal["message"]
+
+
+async def test_beside_a_running_daemon_a_backup_is_whole_and_all_else_is_refused(tmp_path):
+    command = Command(tmp_path)
+    loaded = command.loaded()
+    await fill_books(loaded)
+    with data_directory(loaded.settings):
+        async with open_state(loaded, command.data) as state:
+            await state.store.set_value("k", "in the write-ahead log")
+            code, backup = await asyncio.to_thread(command, "backup", "--out", "b.sqlite3")
+            assert code == 0
+            for action in (("migrate",), ("restore", "b.sqlite3"), ("copy", "--to", "sqlite:c.sqlite3")):
+                code, refusal = await asyncio.to_thread(command, *action)
+                assert code == 73
+                assert "held by another perpd" in refusal["message"]
+    with closing(sqlite3.connect(tmp_path / "b.sqlite3")) as db:
+        assert db.execute("select value from settings where name = 'k'").fetchone() == (
+            "in the write-ahead log",
+        )
+    assert hashes(backup["tables"])["fills"][0] == 30
+    assert {path.name for path in tmp_path.iterdir()} == {"b.sqlite3", "data"}
+
+
+async def test_a_database_that_a_daemon_trades_on_can_be_backed_up_and_nothing_else(postgres, tmp_path):
+    command = Command(tmp_path, postgres.url)
+    loaded = command.loaded(database=True)
+    await fill_books(loaded)
+    async with open_state(loaded, command.data):
+        code, _ = await asyncio.to_thread(command, "backup", "--out", "b.sqlite3", database=True)
+        assert code == 0
+        for action in (("migrate",), ("restore", "b.sqlite3"), ("copy", "--to", "sqlite:c.sqlite3")):
+            code, refusal = await asyncio.to_thread(command, *action, database=True)
+            assert code == 69
+            assert "trades on it" in refusal["message"]
+
+
+async def test_a_backup_goes_back_into_either_store_and_what_was_there_is_kept(postgres, tmp_path):
+    command = Command(tmp_path, postgres.url)
+    await fill_books(command.loaded())
+    code, backup = await asyncio.to_thread(command, "backup")
+    assert code == 0
+    await fill_books(command.loaded(), rows=50)
+    code, restored = await asyncio.to_thread(command, "restore", backup["backup"])
+    assert code == 0
+    assert hashes(restored["tables"]) == hashes(backup["tables"])
+    with closing(sqlite3.connect(tmp_path / restored["kept"])) as db:
+        assert db.execute("select count(*) from fills").fetchone() == (50,)
+
+    await fill_books(command.loaded(database=True), rows=7)
+    code, restored = await asyncio.to_thread(command, "restore", backup["backup"], database=True)
+    assert code == 0
+    assert hashes(restored["tables"]) == hashes(backup["tables"])
+    with closing(sqlite3.connect(tmp_path / restored["kept"])) as db:
+        assert db.execute("select count(*) from fills").fetchone() == (7,)
+
+
+async def test_a_damaged_state_is_refused_as_it_is_and_a_restore_sets_it_aside(tmp_path):
+    command = Command(tmp_path)
+    loaded = command.loaded()
+    await fill_books(loaded, rows=300)
+    assert (await asyncio.to_thread(command, "backup", "--out", "b.sqlite3"))[0] == 0
+    state = command.data / STATE_FILE
+    damaged = bytearray(state.read_bytes())
+    damaged[4096 : len(damaged) // 2] = b"\x5a" * (len(damaged) // 2 - 4096)
+    state.write_bytes(damaged)
+    with pytest.raises(StateDamaged, match="damaged"):
+        await fill_books(loaded)
+    code, refusal = await asyncio.to_thread(command, "backup", "--out", "no.sqlite3")
+    assert (code, (tmp_path / "no.sqlite3").exists()) == (73, False)
+    assert "damaged" in refusal["message"]
+    assert state.read_bytes() == damaged
+    code, restored = await asyncio.to_thread(command, "restore", "b.sqlite3")
+    assert code == 0
+    assert (tmp_path / restored["kept"]).read_bytes() == damaged
+    await fill_books(loaded)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "there is no state here"),
+        (b"rubbish" * 2_000, "damaged"),
+        ("newer", "knows up to"),
+        ("other", "no state"),
+    ],
+)
+async def test_what_is_no_backup_is_refused_and_the_state_stays(tmp_path, content, words):
+    command = Command(tmp_path)
+    await fill_books(command.loaded())
+    before = (command.data / STATE_FILE).read_bytes()
+    file = tmp_path / "b.sqlite3"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content:
+        with closing(sqlite3.connect(file)) as db:
+            db.execute(f"pragma user_version = {len(SQLITE) + 1 if content == 'newer' else 0}")
+            db.execute("create table t (n)")
+    code, refusal = await asyncio.to_thread(command, "restore", "b.sqlite3")
+    assert code == 73
+    assert words in refusal["message"]
+    assert (command.data / STATE_FILE).read_bytes() == before
+
+
+async def test_there_is_nothing_to_copy_from_an_empty_database(postgres, tmp_path):
+    command = Command(tmp_path, postgres.url)
+    command.data.mkdir()
+    code, refusal = await asyncio.to_thread(command, "copy", "--to", "sqlite:c.sqlite3", database=True)
+    assert code == 73
+    assert "there is no state in schema" in refusal["message"]
+    assert not (tmp_path / "c.sqlite3").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A directory of 2 MB: a tmpfs where mounting is permitted, else a limit on the size of files."""
+    import resource
+
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode == 0:
+        print("a full disk is a tmpfs of 2 MB")
+        yield disk
+        subprocess.run(["umount", str(disk)], check=True)
+        return
+    print("mounting is not permitted: a full disk is a limit of 600 kB on the size of a file")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, before[1]))
+    try:
+        yield disk
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_disk_full_in_the_middle_of_a_migration_undoes_it_and_room_completes_it(
+    small_disk, monkeypatch
+):
+    loaded = load(None, {"PERPD_RUN__DATA_DIR": str(small_disk)})
+    with monkeypatch.context() as older:
+        older.setattr("service.store.sqlite.SQLITE", SQLITE[:1])
+        older.setattr("service.store.sqlite.SqliteStore.next_epoch", lambda self: asyncio.sleep(0, 1))
+        async with open_state(loaded, small_disk) as state:
+            for number in range(10):
+                await state.store.set_value(f"k{number}", "x" * 40_000)
+    copying = ("create table copied (name text, value text)", "insert into copied select * from settings")
+    monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
+    room = small_disk / "room"
+    free = os.statvfs(small_disk)
+    room.write_bytes(b"\0" * (min(free.f_bavail * free.f_frsize, DISK_BYTES) - 200_000))
+    with pytest.raises(DataDirectoryUnusable, match="migration to schema 3 failed and was undone"):
+        async with open_state(loaded, small_disk):
+            pass
+    with closing(sqlite3.connect(small_disk / STATE_FILE)) as db:
+        assert db.execute("pragma user_version").fetchone() == (2,)
+        assert db.execute("select count(*) from sqlite_master where name = 'copied'").fetchone() == (0,)
+    room.unlink()
+    monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
+    async with open_state(loaded, small_disk) as state:
+        assert await state.store.get_value("k9") == "x" * 40_000
