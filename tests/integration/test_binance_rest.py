@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 import pytest
 from aiohttp import web
 
-from service.clock import WallClock
+from service.clock import ManualClock, WallClock
 from service.errors import (
     OrderOutcomeUnknown,
     OrderRejected,
@@ -24,6 +24,7 @@ from service.errors import (
 )
 from service.exchange.binance import rest
 from service.exchange.binance.adapter import BinanceExchange, open_binance
+from service.exchange.gate import OPEN, Gate
 from service.records import Order, OrderPurpose, OrderRequest, OrderStatus, OrderType, Side
 from service.settings import ExchangeSettings
 
@@ -85,11 +86,11 @@ async def venue() -> AsyncIterator[FakeVenue]:
 
 @asynccontextmanager
 async def opened(
-    venue: FakeVenue, *, keys: bool = True, limit_s: float = 5.0
+    venue: FakeVenue, *, keys: bool = True, limit_s: float = 5.0, gate: Gate = OPEN
 ) -> AsyncIterator[BinanceExchange]:
     settings = ExchangeSettings(rest_url=venue.url, request_limit_s=limit_s)
     key, secret = (KEY, SECRET) if keys else ("", "")
-    async with open_binance(settings, WallClock(), api_key=key, api_secret=secret) as exchange:
+    async with open_binance(settings, WallClock(), api_key=key, api_secret=secret, gate=gate) as exchange:
         yield exchange
 
 
@@ -443,3 +444,68 @@ async def test_a_stop_is_still_sent_when_reads_are_throttled_and_nothing_when_ba
                 await exchange.place(STOP)
     assert len(venue.asked(PLACE)) == 1
     assert len(venue.asked("POST /fapi/v1/algoOrder")) == 2
+
+
+async def test_nothing_that_changes_the_account_is_sent_without_the_lease(venue: FakeVenue):
+    lease = "b took the lease over"
+    resting = Order(
+        client_order_id="stop-1",
+        venue_order_id="5",
+        position_id="p-1",
+        symbol="BTCUSDT",
+        side=Side.SELL,
+        type=OrderType.STOP_MARKET,
+        purpose=OrderPurpose.STOP,
+        status=OrderStatus.OPEN,
+        quantity=Decimal(1),
+        filled_quantity=Decimal(0),
+        average_price=Decimal(0),
+        trigger_price=Decimal(1),
+        reason="",
+        created_ms=1,
+        updated_ms=1,
+    )
+    venue.prepare("GET /fapi/v1/openOrders", web.json_response([]))
+    venue.prepare("GET /fapi/v1/openAlgoOrders", web.json_response([]))
+    async with opened(venue, gate=Gate(may_send=lambda: lease)) as exchange:
+        for attempt in (
+            exchange.place(ENTRY),
+            exchange.cancel(resting),
+            exchange.set_leverage("BTCUSDT", 3, "ISOLATED"),
+        ):
+            with pytest.raises(VenueUnavailable, match="nothing was sent: b took the lease over"):
+                await attempt
+        assert await exchange.open_orders() == [], "reading is free to all"
+        assert {request.method for request in venue.requests} == {"GET"}
+        lease = ""
+        venue.prepare("POST /fapi/v1/order", order_answer())
+        assert (await exchange.place(ENTRY)).client_order_id == "entry-1"
+
+
+async def test_a_ban_is_told_to_who_keeps_it_and_one_of_before_the_restart_is_sat_out(venue: FakeVenue):
+    told: list[tuple[str, int]] = []
+    banned = web.json_response({"code": -1003, "msg": "banned"}, status=418, headers={"Retry-After": "900"})
+    venue.prepare("GET /fapi/v1/premiumIndex", banned)
+    gate = Gate(silenced=lambda host, until_ms: told.append((host, until_ms)))
+    async with opened(venue, gate=gate) as exchange:
+        with pytest.raises(VenueThrottled):
+            await exchange.mark_prices()
+    ((host, until_ms),) = told
+    assert f"http://{host}" == venue.url
+    assert until_ms > WallClock().now_ms() + 800_000
+
+    venue.requests.clear()
+    clock = ManualClock(until_ms - 500_000)
+    gate = Gate(silent_until_ms=dict(told).__getitem__)
+
+    async def open_again() -> None:
+        async with open_binance(ExchangeSettings(rest_url=venue.url), clock, gate=gate):
+            pass
+
+    opening = asyncio.create_task(open_again())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert venue.requests == [], "to ask during a ban makes it longer"
+    clock.advance_to(until_ms)
+    await opening
+    assert [request.path for request in venue.requests] == ["/fapi/v1/time"]

@@ -811,3 +811,21 @@ async def test_a_correction_counts_the_fill_that_is_being_booked(desk, monkeypat
     assert correction is not None
     assert correction.amount == 0
     assert await desk.equal()
+
+
+async def test_what_the_store_did_not_take_is_written_when_it_is_back(desk, monkeypatch):
+    monkeypatch.setattr(desk.store, "save_order", full_disk)
+    monkeypatch.setattr(desk.store, "save_position", full_disk)
+    position = await opened(desk)
+    assert position.stop_order_id
+    assert desk.executor.store_failing
+    assert await desk.store.order(position.stop_order_id) is None
+    with pytest.raises(DataDirectoryUnusable):
+        await desk.executor.store_back()
+    assert desk.executor.store_failing
+    monkeypatch.undo()
+    await desk.executor.store_back()
+    assert not desk.executor.store_failing
+    for name in (position.stop_order_id, position.target_order_id):
+        assert (await desk.store.order(name)).status is OrderStatus.OPEN
+    assert await desk.store.position(position.position_id) == desk.executor.positions()[0]

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from service.store.opening import STATE_FILE, open_state
 from service.store.schema import SQLITE, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
-DISK_BYTES = 2 * 1024 * 1024
 SEEDS = itertools.count(3_000_000)
 
 
@@ -243,52 +243,64 @@ async def test_there_is_nothing_to_copy_from_an_empty_database(postgres, tmp_pat
     assert not (tmp_path / "c.sqlite3").exists()
 
 
+class SmallDisk:
+    """A tmpfs of 2 MB; where mounting is not permitted, a limit on how far into a file may be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+        self.mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        print("a full disk is", "a tmpfs" if self.mounted else "a limit on the size of files")
+
+    def fill(self) -> None:
+        """Leave 200 kB."""
+        if self.mounted:
+            free = os.statvfs(self.path)
+            (self.path / "room").write_bytes(bytes(free.f_bavail * free.f_frsize - 200_000))
+        else:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, self.limits[1]))
+
+    def make_room(self) -> None:
+        (self.path / "room").unlink(missing_ok=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+    def remove(self) -> None:
+        self.make_room()
+        if self.mounted:
+            subprocess.run(["umount", str(self.path)], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
-    """A directory of 2 MB: a tmpfs where mounting is permitted, else a limit on the size of files."""
-    import resource
-
-    disk = tmp_path / "small"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode == 0:
-        print("a full disk is a tmpfs of 2 MB")
-        yield disk
-        subprocess.run(["umount", str(disk)], check=True)
-        return
-    print("mounting is not permitted: a full disk is a limit of 600 kB on the size of a file")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, before[1]))
+    disk = SmallDisk(tmp_path / "small")
     try:
         yield disk
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        disk.remove()
 
 
 async def test_a_disk_full_in_the_middle_of_a_migration_undoes_it_and_room_completes_it(
     small_disk, monkeypatch
 ):
-    loaded = load(None, {"PERPD_RUN__DATA_DIR": str(small_disk)})
+    loaded = load(None, {"PERPD_RUN__DATA_DIR": str(small_disk.path)})
     with monkeypatch.context() as older:
         older.setattr("service.store.sqlite.SQLITE", SQLITE[:1])
         older.setattr("service.store.sqlite.SqliteStore.next_epoch", lambda self: asyncio.sleep(0, 1))
-        async with open_state(loaded, small_disk) as state:
+        async with open_state(loaded, small_disk.path) as state:
             for number in range(10):
                 await state.store.set_value(f"k{number}", "x" * 40_000)
     copying = ("create table copied (name text, value text)", "insert into copied select * from settings")
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
-    room = small_disk / "room"
-    free = os.statvfs(small_disk)
-    room.write_bytes(b"\0" * (min(free.f_bavail * free.f_frsize, DISK_BYTES) - 200_000))
+    small_disk.fill()
     with pytest.raises(DataDirectoryUnusable, match="migration to schema 3 failed and was undone"):
-        async with open_state(loaded, small_disk):
+        async with open_state(loaded, small_disk.path):
             pass
-    with closing(sqlite3.connect(small_disk / STATE_FILE)) as db:
+    with closing(sqlite3.connect(small_disk.path / STATE_FILE)) as db:
         assert db.execute("pragma user_version").fetchone() == (2,)
         assert db.execute("select count(*) from sqlite_master where name = 'copied'").fetchone() == (0,)
-    room.unlink()
+    small_disk.make_room()
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
-    async with open_state(loaded, small_disk) as state:
+    async with open_state(loaded, small_disk.path) as state:
         assert await state.store.get_value("k9") == "x" * 40_000
