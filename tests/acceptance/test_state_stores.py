@@ -8,7 +8,6 @@ import signal
 import time
 import urllib.request
 from collections import Counter
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -92,9 +91,8 @@ def booked(url: str, sql: str) -> list[tuple[Any, ...]]:
     return asyncio.run(fetch())
 
 
-def test_of_two_daemons_on_one_account_one_trades_and_the_other_takes_over(
-    perpd, own_postgres, tmp_path: Path
-):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen for a while"])
+def test_of_two_daemons_on_one_account_one_trades_and_the_other_takes_over(perpd, own_postgres, how):
     own_postgres.start()
     venue = perpd("sim", "--symbols", "40", "--seed", "11", "--speed", "60", "--port", "0")
     url = venue.read_until("simulated exchange ready")["rest_url"]
@@ -115,12 +113,16 @@ def test_of_two_daemons_on_one_account_one_trades_and_the_other_takes_over(
     assert "trades this account" in ready["reasons"][0]
     first.read_until("cycle")
 
-    first.process.kill()
+    first.process.send_signal(how)
     killed_s = time.monotonic()
     taken = second.read_until("lease taken")
-    print(f"taken over {time.monotonic() - killed_s:.2f} s after the kill, the lease is {LEASE_S} s")
+    print(f"taken over {time.monotonic() - killed_s:.2f} s after {how.name}, the lease is {LEASE_S} s")
     assert taken["epoch"] == 2
     second.read_until("positions agree with the venue")
+    if how is signal.SIGSTOP:
+        first.process.send_signal(signal.SIGCONT)
+        assert first.finish(40) == 75
+        assert [line for line in first.at_level("error") if "took the lease over" in line["message"]]
     for _ in range(3):
         second.read_until("cycle")
     second.process.send_signal(signal.SIGTERM)
