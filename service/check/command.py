@@ -16,6 +16,7 @@ from service.errors import EXIT_FAILURE, EXIT_OK, CheckFailed
 from service.exchange.access import Access, reaching
 from service.logs import configure
 from service.settings import Loaded
+from service.store.opening import STATE_FILE
 
 
 def run(loaded: Loaded, args: argparse.Namespace) -> int:
@@ -39,7 +40,7 @@ async def _check(loaded: Loaded, environment: Mapping[str, str]) -> list[Check]:
     # An embedded exchange keeps its account in a place of its own: a running daemon's is not disturbed.
     with tempfile.TemporaryDirectory(prefix="perpd-check-") as apart:
         async with reaching(loaded, Path(apart)) as access:
-            return checks + await VenueChecks(settings, access).run()
+            return checks + await _kept(loaded, directory) + await VenueChecks(settings, access).run()
 
 
 def check_here(loaded: Loaded, directory: Path, environment: Mapping[str, str]) -> list[Check]:
@@ -47,16 +48,30 @@ def check_here(loaded: Loaded, directory: Path, environment: Mapping[str, str]) 
     settings = loaded.settings
     live = settings.run.mode == "live"
     return [
-        here.data_directory(directory, live=live, environment=environment),
+        here.data_directory(
+            directory,
+            live=live,
+            state_elsewhere=bool(loaded.secrets.database_url),
+            environment=environment,
+        ),
         here.disk_space(directory),
-        here.state(directory / "state.sqlite3"),
         here.memory(settings),
     ]
+
+
+async def _kept(loaded: Loaded, directory: Path) -> list[Check]:
+    """The state, wherever it is kept."""
+    if not loaded.secrets.database_url:
+        return [await asyncio.to_thread(here.state, directory / STATE_FILE)]
+    from service.check import database
+
+    return [await database.state(loaded)]
 
 
 async def require(loaded: Loaded, directory: Path, access: Access) -> None:
     """Live trading starts only when nothing fails. Raises CheckFailed, naming what does."""
     found = await asyncio.to_thread(check_here, loaded, directory, os.environ)
+    found += await _kept(loaded, directory)
     found += await VenueChecks(loaded.settings, access).run()
     if bad := failures(found):
         raise CheckFailed("; ".join(f"{check.name}: {check.found}" for check in bad))

@@ -20,13 +20,24 @@ GONE_AT_RESTART = ("tmpfs", "ramfs", "overlay", "aufs", "squashfs")
 RAILWAY_SERVICE, RAILWAY_VOLUME = "RAILWAY_SERVICE_ID", "RAILWAY_VOLUME_MOUNT_PATH"
 
 
-def data_directory(directory: Path, *, live: bool, environment: Mapping[str, str]) -> Check:
-    """Writable, and still there after a redeploy."""
+def data_directory(
+    directory: Path, *, live: bool, environment: Mapping[str, str], state_elsewhere: bool = False
+) -> Check:
+    """Writable, and still there after a redeploy, unless positions are kept in a database."""
     name = "data directory"
     where = _existing(directory)
     if problem := _write_problem(where):
         return failed(name, f"{where}: {problem}", "change its permissions, or name another with --data-dir")
     kind = file_system(where)
+    gone = kind in GONE_AT_RESTART or (
+        environment.get(RAILWAY_SERVICE) and not environment.get(RAILWAY_VOLUME)
+    )
+    if gone and state_elsewhere:
+        return warned(
+            name,
+            f"{where} is gone after a redeploy, and the archive with it; state is in the database",
+            "attach a volume to keep the archive",
+        )
     if environment.get(RAILWAY_SERVICE) and not environment.get(RAILWAY_VOLUME):
         return failed(
             name,

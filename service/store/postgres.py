@@ -85,6 +85,13 @@ async def migrate(link: Link, migrations: Sequence[Sequence[str]] = POSTGRES) ->
     return version
 
 
+async def kept_version(db: Connection, schema: str) -> int:
+    """The version of what a schema of ours holds; 0 where there is nothing."""
+    if await db.fetchval("select to_regclass($1)", f'"{schema}".schema_version') is None:
+        return 0
+    return int(await db.fetchval(f'select version from "{schema}".schema_version'))
+
+
 def check_version(version: int, known: int, where: str) -> None:
     """Raises SchemaUnknown."""
     if version > known:

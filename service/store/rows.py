@@ -90,17 +90,8 @@ def retired(entry: ModelEntry) -> ModelEntry:
     return msgspec.structs.replace(entry, role=ModelRole.RETIRED)
 
 
-def _floats(shadow: ShadowPosition) -> tuple[float, ...]:
-    return (
-        shadow.entry,
-        shadow.stop,
-        shadow.target,
-        shadow.favourable_excursion,
-        shadow.adverse_excursion,
-        shadow.exit_price,
-        shadow.outcome_r,
-        shadow.pnl_fraction,
-    )
+def _floats(shadow: ShadowPosition) -> list[float]:
+    return [v for name in shadow.__struct_fields__ if isinstance(v := getattr(shadow, name), float)]
 
 
 def ledger_totals(stored: Sequence[tuple[str, str | Decimal]]) -> dict[str, Decimal]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from service.check.database import state as state_check
+from service.check.result import Verdict
 from service.directory import market_name
 from service.errors import LeaseHeld, LeaseLost, SchemaUnknown, StoreUnavailable
 from service.records import Fill, Side
@@ -298,3 +300,21 @@ async def test_a_holder_whose_database_is_away_stops_sending_and_goes_on_when_it
         await asyncio.to_thread(own_postgres.start)
         await until(lambda: not state.lease.may_send())
         assert state.lease.epoch == 1
+
+
+async def test_perpd_check_looks_at_the_database_and_makes_nothing_there(own_postgres, tmp_path):
+    loaded = settings_for(own_postgres.url)
+    away = await state_check(loaded)
+    assert (away.verdict, own_postgres.password in away.found) == (Verdict.FAIL, False)
+    own_postgres.start()
+    none = await state_check(loaded)
+    assert (none.verdict, "none yet" in none.found) == (Verdict.PASS, True)
+    connection = await asyncpg.connect(own_postgres.url)
+    assert not await connection.fetchval("select count(*) from pg_namespace where nspname like 'perpd%'")
+    await connection.close()
+    async with open_state(loaded, tmp_path):
+        beside = await state_check(loaded)
+        assert (beside.verdict, f"schema {len(POSTGRES)} of" in beside.found) == (Verdict.PASS, True)
+    async with administrating(loaded) as db:
+        await db.execute("update schema_version set version = version + 1")
+    assert (await state_check(loaded)).verdict is Verdict.FAIL

@@ -43,6 +43,14 @@ def test_a_container_without_a_volume_fails(tmp_path: Path):
     assert "no volume" not in here.data_directory(tmp_path, live=False, environment=volume).found
 
 
+def test_without_a_volume_only_the_archive_is_lost_when_state_is_in_a_database(tmp_path: Path) -> None:
+    found = here.data_directory(
+        tmp_path, live=True, environment={"RAILWAY_SERVICE_ID": "x"}, state_elsewhere=True
+    )
+    assert found.verdict is Verdict.WARN
+    assert "archive" in found.found
+
+
 def test_a_directory_that_cannot_be_written_fails(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     found = here.data_directory(tmp_path / "file", live=False, environment={})

@@ -1,0 +1,32 @@
+"""The check of a state that is kept in PostgreSQL. Makes nothing there."""
+
+from service.check.result import Check, failed, passed
+from service.directory import market_name
+from service.errors import PerpdError
+from service.settings import Loaded
+from service.store.opening import schema_name
+
+
+async def state(loaded: Loaded) -> Check:
+    """Reachable, and of a schema that this perpd knows, beside a running daemon too."""
+    from service.store.postgres import kept_version
+    from service.store.postgres_link import Link
+    from service.store.schema import POSTGRES
+
+    schema = schema_name(market_name(loaded.settings))
+    link = Link(loaded.secrets.database_url, schema, name="perpd check")
+    try:
+        version = await link.run(lambda db: kept_version(db, schema))
+    except PerpdError as error:
+        return failed("state", str(error), error.advice)
+    finally:
+        await link.close()
+    if version > len(POSTGRES):
+        return failed(
+            "state",
+            f"{link.where} has schema {version}, this perpd knows {len(POSTGRES)}",
+            "run the newer perpd that wrote it, or restore an older backup",
+        )
+    if not version:
+        return passed("state", f"none yet in {link.where}, it is made at the first start")
+    return passed("state", f"schema {version} of {len(POSTGRES)} in {link.where}")
