@@ -80,7 +80,7 @@ async def migrate(link: Link, migrations: Sequence[Sequence[str]] = POSTGRES) ->
         log.info("state schema migrated", database=link.where, schema=version + 1)
         return version + 1
 
-    while (version := await link.run(step)) < len(migrations):
+    while (version := await link.alone(step)) < len(migrations):  # however long it takes
         pass
     return version
 

@@ -70,8 +70,10 @@ class Link:
         self._connection: Connection | None = None
         self._turn = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
-        self._away_s: float | None = None  # loop time since when the database does not answer
-        self._tried_s = 0.0
+        self._away_s: float | None = None  # loop time since when there is no connection
+        self._connecting: asyncio.Task[None] | None = None
+        self._why = ""  # the last attempt failed
+        self._told = False  # that it was lost
         self.where = where(url)
 
     async def run(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
@@ -124,33 +126,41 @@ class Link:
             raise AssertionError("unreachable")
 
     async def _connected(self) -> Connection:
-        if self._connection is not None and not self._connection.is_closed():
-            return self._connection
-        loop = asyncio.get_running_loop()
+        """The connection, or one made anew within the grace; beyond it no call waits for a connection."""
         if self._connection is not None:
+            if not self._connection.is_closed():
+                return self._connection
             self._lose(ConnectionResetError("closed while it was idle"))
+        now_s = asyncio.get_running_loop().time()
+        if self._away_s is None:
+            self._away_s = now_s
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.ensure_future(self._reconnect())
+        left_s = self._away_s + self._grace_s - now_s
+        if left_s > 0:
+            await asyncio.wait({self._connecting}, timeout=left_s)
+        if self._connection is None:
+            raise StoreUnavailable(f"the database {self.where} does not answer{self._why}")
+        return self._connection
+
+    async def _reconnect(self) -> None:
+        """Try until it is there."""
         while True:
-            away = self._away_s is not None and loop.time() - self._away_s > self._grace_s
-            if away and loop.time() - self._tried_s < PAUSE_S:  # a burst of calls makes one attempt
-                raise StoreUnavailable(f"the database {self.where} does not answer")
             try:
-                self._tried_s = loop.time()
                 self._connection = await self._connect()
             except (*LOST, asyncpg.PostgresError) as error:
-                self._lose(error)
-                assert self._away_s is not None
-                if loop.time() - self._away_s >= self._grace_s:
-                    raise self._unavailable(error) from error
+                self._why = f": {words(error)}"
                 await asyncio.sleep(PAUSE_S)
                 continue
-            if self._away_s is not None:
+            if self._told:
                 log.info("database reached again", database=self.where)
-            self._away_s = None
-            return self._connection
+            self._away_s, self._why, self._told = None, "", False
+            return
 
     def _lose(self, error: BaseException) -> None:
         if self._away_s is None:
             self._away_s = asyncio.get_running_loop().time()
+            self._told = True
             log.warning("database lost", database=self.where, error=words(error))
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -208,6 +218,9 @@ class Link:
         """Finish what was begun, within the limits of the work, then close."""
         if self._running:
             await asyncio.wait(self._running)
+        if self._connecting is not None and not self._connecting.done():
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
         connection, self._connection = self._connection, None
         if connection is not None and not connection.is_closed():
             try:

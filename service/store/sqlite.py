@@ -304,7 +304,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:
-    found = db.execute("pragma quick_check(1)").fetchone()[0]
+    found = db.execute("pragma integrity_check(1)").fetchone()[0]
     if found != "ok":
         raise StateDamaged(f"{path}: is damaged ({found})")
 

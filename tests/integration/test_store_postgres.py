@@ -20,7 +20,6 @@ from service.settings import Loaded, load
 from service.store.opening import open_links, open_state, schema_name
 from service.store.postgres import PostgresStore, migrate
 from service.store.postgres_lease import own_name
-from service.store.postgres_link import PAUSE_S
 from service.store.schema import POSTGRES
 
 SEEDS = itertools.count(2_000_000)
@@ -152,7 +151,7 @@ async def test_a_database_that_is_away_is_refused_within_the_grace_and_then_at_o
         assert all(isinstance(error, StoreUnavailable) for error in refusals)
         assert "connection" in str(refusals[-1]).lower() or "does not answer" in str(refusals[-1])
         await asyncio.to_thread(own_postgres.start)
-        await asyncio.sleep(2 * PAUSE_S)  # a burst of calls makes one attempt; this is another burst
+        await until(lambda: state.store._link._connection)  # it is tried in the background
         await state.store.set_value("k", "2")
         assert await state.store.get_value("k") == "2"
 
@@ -234,6 +233,60 @@ async def test_one_who_stands_by_takes_over_at_once_when_the_lease_is_given_back
         assert not taken.is_set()
     assert await waiting == 2
     assert "pid" in seen[0]
+
+
+async def test_one_who_stands_by_waits_for_a_database_that_went_away(own_postgres, tmp_path):
+    own_postgres.start()
+    loaded = settings_for(own_postgres.url)
+    standing = asyncio.Event()
+
+    @asynccontextmanager
+    async def standing_by(holder: str) -> AsyncIterator[None]:
+        standing.set()
+        yield
+
+    async def second() -> int:
+        async with open_state(loaded, tmp_path, standing_by) as state:
+            return state.lease.epoch
+
+    async with open_state(loaded, tmp_path):
+        pass
+    async with administrating(loaded) as db:
+        await db.execute("update lease set holder = 'gone', expires = now() + interval '1 hour'")
+    waiting = asyncio.create_task(second())
+    await standing.wait()
+    await asyncio.to_thread(own_postgres.stop, signal.SIGQUIT)
+    await asyncio.sleep(2.5)  # longer than the grace of a call
+    await asyncio.to_thread(own_postgres.start)
+    assert not waiting.done()
+    async with administrating(loaded) as db:
+        await db.execute("update lease set expires = now()")
+    assert await waiting == 2
+
+
+async def test_a_server_that_is_frozen_costs_one_call_its_limit_and_the_next_nothing(
+    own_postgres, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("service.store.postgres_link.WORK_LIMIT_S", 0.3)
+    own_postgres.start()
+    async with open_state(settings_for(own_postgres.url), tmp_path) as state:
+        link = state.store._link
+        link._grace_s = 0.2
+        await state.store.set_value("k", "1")
+        frozen = own_postgres.freeze()
+        try:
+            with pytest.raises(StoreUnavailable):
+                await state.store.set_value("k", "2")
+            attempt = link._connecting
+            for _ in range(100):
+                with pytest.raises(StoreUnavailable):
+                    await state.store.set_value("k", "3")
+            assert link._connecting is attempt, "one attempt to connect is under way, and nobody waits for it"
+        finally:
+            frozen()
+        await until(lambda: link._connection)
+        await state.store.set_value("k", "4")
+        assert await state.store.get_value("k") == "4"
 
 
 async def test_one_who_was_deposed_can_write_nothing(postgres, tmp_path):
