@@ -220,7 +220,7 @@ def _check(args: argparse.Namespace) -> int:
 def _kill(args: argparse.Namespace) -> int:
     from service.trading.kill_command import run
 
-    return run(_load(args).settings, args, args.action)
+    return run(_load(args), args, args.action)
 
 
 def _performance(args: argparse.Namespace) -> int:

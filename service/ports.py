@@ -15,7 +15,6 @@ from service.records import (
     Fill,
     FundingRate,
     Instrument,
-    KillSwitch,
     MarkPrice,
     ModelEntry,
     Order,
@@ -193,14 +192,6 @@ class StateStore(Protocol):
 
     async def get_value(self, key: str) -> str | None: ...
     async def set_value(self, key: str, value: str) -> None: ...
-    async def kill_switch(self) -> KillSwitch | None:
-        """The tripped kill switch; None while trading is free."""
-        ...
-
-    async def save_kill_switch(self, switch: KillSwitch | None) -> None:
-        """Trip it, or lift it with None."""
-        ...
-
     async def bans(self) -> dict[str, int]:
         """Host to venue time (ms) until which it asked for silence."""
         ...

@@ -449,25 +449,6 @@ class CycleReport(Record, frozen=True, kw_only=True):
     garbage_s: float
 
 
-class KillLevel(StrEnum):
-    """What a kill switch still allows."""
-
-    NO_ENTRIES = "no_entries"
-    REDUCE_ONLY = "reduce_only"
-    FLATTEN = "flatten"
-
-
-class KillSwitch(Record, frozen=True, kw_only=True):
-    """A tripped kill switch. It stays until a person lifts it."""
-
-    level: KillLevel
-    reason: str  # the rule, or a person's words
-    value: float  # what was measured; 0 by hand
-    limit: float  # what it may be; 0 by hand
-    tripped_ms: int
-    by: str  # "rule", or who did it
-
-
 class ModelRole(StrEnum):
     """The champion trades, a challenger is compared with it, a retired one is history."""
 

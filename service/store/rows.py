@@ -11,7 +11,6 @@ from service.records import (
     Adjustment,
     Decision,
     Fill,
-    KillSwitch,
     ModelEntry,
     ModelRole,
     Order,
@@ -25,19 +24,17 @@ log = structlog.get_logger("store.rows")
 DAY_MS = 86_400_000
 DECIDED_KEPT_MS = 2 * DAY_MS  # a signal is decided within minutes of its candle
 SHADOWS_KEPT_MS = 7 * DAY_MS  # closed ones live on in the archive
-ENDED_KEPT_MS = 90 * DAY_MS  # orders, fills and positions; the venue itself answers for three months
+ENDED_KEPT_MS = 100 * DAY_MS  # orders, fills and positions: longer than the three months the venue tells of
 CLOSED_KEPT = 1_000  # newest traded positions that stay whatever their age: sizing looks at past trades
 PRUNED_AT_ONCE = 200  # positions in one transaction, so that none is long
 
 TOTALS = ("realised_pnl", "fees", "funding", "deposits", "corrections")
-KILL_SWITCH = "kill_switch"
 
 encode = msgspec.json.encode
 to_order = msgspec.json.Decoder(Order).decode
 to_fill = msgspec.json.Decoder(Fill).decode
 to_position = msgspec.json.Decoder(Position).decode
 to_shadow = msgspec.json.Decoder(ShadowPosition).decode
-to_kill_switch = msgspec.json.Decoder(KillSwitch).decode
 to_model = msgspec.json.Decoder(ModelEntry).decode
 
 OrderRow = tuple[str, str, bool, str, str, bool, bytes]

@@ -20,7 +20,6 @@ from service.records import (
     Adjustment,
     Decision,
     Fill,
-    KillSwitch,
     ModelEntry,
     ModelRole,
     Order,
@@ -193,13 +192,6 @@ class SqliteStore:
     async def holdings(self) -> dict[str, tuple[Decimal, Decimal]]:
         found = await self._read("select symbol, quantity, cost from holdings")
         return {symbol: (Decimal(quantity), Decimal(cost)) for symbol, quantity, cost in found}
-
-    async def kill_switch(self) -> KillSwitch | None:
-        text = await self.get_value(rows.KILL_SWITCH)
-        return rows.to_kill_switch(text) if text else None
-
-    async def save_kill_switch(self, switch: KillSwitch | None) -> None:
-        await self.set_value(rows.KILL_SWITCH, rows.encode(switch).decode() if switch else "")
 
     async def bans(self) -> dict[str, int]:
         return dict(await self._read("select host, until_ms from bans"))

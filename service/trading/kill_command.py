@@ -10,15 +10,14 @@ import getpass
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from service.clock import WallClock
-from service.directory import data_directory, market_name
+from service.directory import data_directory, data_path
 from service.errors import EXIT_USAGE, DaemonUnreachable, DataDirectoryUnusable
 from service.monitor.asking import ask
 from service.monitor.control import SOCKET_NAME
-from service.settings import Settings
+from service.settings import Loaded
 from service.trading.halting import described, lift, read_switch, write_switch
 from service.trading.killswitch import Level, tripped
 
@@ -26,21 +25,19 @@ RESUME = "resume"
 _ANSWER_LIMIT_S = 15.0
 
 
-def run(settings: Settings, args: argparse.Namespace, action: str) -> int:
-    """Perform and print. Raises DaemonUnreachable, DataDirectoryUnusable."""
+def run(loaded: Loaded, args: argparse.Namespace, action: str) -> int:
+    """Perform and print. Raises DaemonUnreachable, DataDirectoryUnusable, LeaseHeld."""
     if action == RESUME and not args.reason.strip():
-        state = _perform(settings, "show", "")
+        state = _perform(loaded, "show", "")
         _print(state, args)
         print("nothing was lifted: say why with --reason TEXT")  # noqa: T201
         return EXIT_USAGE
-    _print(_perform(settings, action, args.reason.strip()), args)
+    _print(_perform(loaded, action, args.reason.strip()), args)
     return 0
 
 
-def _perform(settings: Settings, action: str, reason: str) -> dict[str, Any]:
-    directory = (
-        Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / market_name(settings)
-    )
+def _perform(loaded: Loaded, action: str, reason: str) -> dict[str, Any]:
+    directory = data_path(loaded.settings)
     by = f"perpd, {getpass.getuser()}"
     question = {"ask": "kill", "do": action, "reason": reason, "by": by}
     try:
@@ -49,17 +46,18 @@ def _perform(settings: Settings, action: str, reason: str) -> dict[str, Any]:
         if (directory / SOCKET_NAME).exists():
             raise  # one is there and did not answer: writing behind its back would be lost
     try:
-        return asyncio.run(_without_daemon(settings, action, reason, by))
+        return asyncio.run(_without_daemon(loaded, action, reason, by))
     except DataDirectoryUnusable as error:
         raise DataDirectoryUnusable(f"no daemon answers, and its state cannot be written: {error}") from None
 
 
-async def _without_daemon(settings: Settings, action: str, reason: str, by: str) -> dict[str, Any]:
-    from service.store.sqlite import open_sqlite
+async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> dict[str, Any]:
+    from service.store.opening import open_state
 
     now_ms = WallClock().now_ms()
-    with data_directory(settings) as directory:
-        async with open_sqlite(directory / "state.sqlite3") as store:
+    with data_directory(loaded.settings) as directory:
+        async with open_state(loaded, directory) as state:
+            store = state.store
             if action == RESUME:
                 switch = await lift(store, reason, by, now_ms)
             else:

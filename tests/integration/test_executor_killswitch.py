@@ -16,7 +16,7 @@ from service.errors import OrderRejected, VenueUnavailable
 from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import BadQuestion, controlling
 from service.records import OrderPurpose, Position, RefusalReason
-from service.settings import KillSettings, RiskSettings, RunSettings, Settings
+from service.settings import KillSettings, Loaded, RiskSettings, RunSettings, Secrets, Settings
 from service.store.sqlite import open_sqlite
 from service.trading import halting
 from service.trading.equity import MARKS, EquityWatch
@@ -237,7 +237,8 @@ async def test_what_makes_no_sense_is_refused_in_words(halted: Halted, question,
 
 def command(path: Path, action: str, reason: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
     settings = Settings(run=RunSettings(data_dir=str(path)))
-    code = run(settings, argparse.Namespace(reason=reason, json=True), action)
+    loaded = Loaded(settings=settings, sources={}, secrets=Secrets())
+    code = run(loaded, argparse.Namespace(reason=reason, json=True), action)
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     return code, json.loads(printed[-1])
 

@@ -17,13 +17,14 @@ import pytest
 
 from service.directory import data_directory
 from service.errors import DataDirectoryUnusable, StateDamaged
-from service.records import Fill, KillLevel, KillSwitch, ShadowPosition, Side
+from service.records import Fill, ShadowPosition, Side
 from service.records import PositionSide as Direction
 from service.settings import Loaded, load
 from service.store.opening import STATE_FILE, open_state
 from service.store.schema import SQLITE, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
+TEXT = 'line\n\t"quoted" \\ 币'
 SEEDS = itertools.count(3_000_000)
 
 
@@ -98,9 +99,7 @@ async def fill_books(loaded: Loaded, rows: int = 30) -> None:
                 **{**{n: getattr(shadow, n) for n in shadow.__struct_fields__}, "position_id": "a"}
             )
             await state.store.save_shadows([lower, shadow])
-            await state.store.save_kill_switch(
-                KillSwitch(level=KillLevel.FLATTEN, reason="by hand", value=0, limit=0, tripped_ms=1, by="me")
-            )
+            await state.store.set_value("text", TEXT)
             await state.store.save_ban("h", 5)
 
 
@@ -124,7 +123,7 @@ async def test_a_copy_to_postgresql_and_back_has_equal_hashes(postgres, tmp_path
     # the daemon's own reader agrees, and a filled target is never written over
     async with open_state(command.loaded(database=True), tmp_path) as state:
         assert (await state.store.ledger_totals())["fees"] == Decimal("3E-7")
-        assert (await state.store.kill_switch()).level is KillLevel.FLATTEN
+        assert await state.store.get_value("text") == TEXT
     code, refusal = await asyncio.to_thread(command, "copy", "--to", postgres.url)
     assert code == 73
     assert "holds rows already in fills" in refusal["message"]

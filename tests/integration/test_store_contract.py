@@ -21,8 +21,6 @@ from service.records import (
     Decision,
     DecisionOutcome,
     Fill,
-    KillLevel,
-    KillSwitch,
     ModelEntry,
     ModelRole,
     Order,
@@ -313,19 +311,6 @@ async def test_a_store_opened_twice_in_a_row_migrates_once(books):
     for _ in range(2):
         async with books.open() as store:
             await store.set_value("k", "1")
-
-
-async def test_a_kill_switch_stays_tripped_until_it_is_lifted(books):
-    switch = KillSwitch(
-        level=KillLevel.REDUCE_ONLY, reason="day loss", value=0.16, limit=0.15, tripped_ms=7, by="rule"
-    )
-    async with books.open() as store:
-        assert await store.kill_switch() is None
-        await store.save_kill_switch(switch)
-    async with books.open() as store:
-        assert await store.kill_switch() == switch
-        await store.save_kill_switch(None)
-        assert await store.kill_switch() is None
 
 
 async def test_bans_and_cooldowns_survive_a_restart_and_are_forgotten_once_over(books):
