@@ -71,6 +71,7 @@ class KillSwitch:
         self._unsaved = False
         self._stale_since_s: float | None = None
         self._losses = (-1, 0)  # positions closed when counted, and losses in a row then
+        self._accepted_moved_ms = 0.0  # a measurement that a person has resumed after
         self._news = asyncio.Event()
         self.switch = Switch()
 
@@ -130,6 +131,7 @@ class KillSwitch:
     async def _readings(self, executor: Executor) -> Readings:
         account, (errors, orders) = self._equity.account, executor.order_errors()
         stale_fraction = self._surroundings.stale_fraction()
+        moved_ms = self._surroundings.clock_moved_ms()
         now_s = self._clock.monotonic_s()
         if stale_fraction <= self._kill.stale_fraction:
             self._stale_since_s = None
@@ -144,7 +146,7 @@ class KillSwitch:
             stale_fraction=stale_fraction,
             stale_s=0.0 if self._stale_since_s is None else now_s - self._stale_since_s,
             unprotected_s=max((seconds for _, seconds in executor.unprotected()), default=0.0),
-            clock_moved_ms=self._surroundings.clock_moved_ms(),
+            clock_moved_ms=0.0 if moved_ms == self._accepted_moved_ms else moved_ms,
             memory_critical=self._surroundings.memory_critical(),
         )
 
@@ -166,19 +168,23 @@ class KillSwitch:
         return self.state()
 
     async def resume(self, reason: str, by: str) -> dict[str, Any]:
-        """Lift it, all of it. Losses are measured from now on. Returns what `state` says."""
-        about_loss = any(trip.rule.about_loss for trip in self.switch.trips)
+        """Lift it, all of it. What tripped it is measured from now on. Returns what `state` says."""
         log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words or "not tripped")
         self._losses = (-1, 0)
+        self._stale_since_s = None
+        self._accepted_moved_ms = self._surroundings.clock_moved_ms()
         if self._executor is not None:
             self._executor.forget_order_errors()
+        if any(trip.rule.about_loss for trip in self.switch.trips):
+            await self._rebase()  # before it is lifted: a look in between would trip it again
         await self._change(resumed(self.switch, reason, by, self._clock.now_ms()))
-        if about_loss:
-            try:
-                await self._equity.rebase()
-            except DataDirectoryUnusable as error:
-                log.error("the new start of losses could not be written", error=str(error))
         return self.state()
+
+    async def _rebase(self) -> None:
+        try:
+            await self._equity.rebase()
+        except DataDirectoryUnusable as error:
+            log.error("the new start of losses could not be written", error=str(error))
 
     def state(self) -> dict[str, Any]:
         """For a person: the level, each trip with its value and limit, and the last resume."""

@@ -31,6 +31,7 @@ from service.trading.orders import RESTING, new_order
 from service.trading.positions import without_protection
 from service.trading.protection import (
     NOTHING_HELD,
+    PLACING,
     Failure,
     Step,
     next_stop_step,
@@ -196,11 +197,12 @@ class Protector:
                 return
             if failure is not None:
                 failures.append(failure)
+                del failures[: -len(PLACING)]  # a guest may be watched for days
 
     async def _unknown_stop(self, position: Position) -> Failure | None:
         """Before another stop is placed, the fate of an earlier one must be known."""
         for order in self._books.orders_of(position.position_id):
-            lost = order.status in (OrderStatus.SENT, OrderStatus.UNKNOWN)
+            lost = order.status in (OrderStatus.INTENDED, OrderStatus.SENT, OrderStatus.UNKNOWN)
             if order.purpose is OrderPurpose.STOP and lost and not await self._sender.ask(order):
                 return Failure(code=0, detail=f"the fate of stop {order.client_order_id} is not known yet")
         return None

@@ -148,7 +148,15 @@ async def test_losses_with_open_positions_trip_it_and_resuming_measures_anew(hal
     refused = halted.kill.refusal()
     assert refused is not None
     assert refused.reason is RefusalReason.DAILY_LOSS
+    saved = desk.store.set_value
+
+    async def looked_at_meanwhile(key: str, value: str) -> None:
+        await saved(key, value)
+        await halted.kill.look(desk.executor)
+
+    desk.store.set_value = looked_at_meanwhile  # type: ignore[method-assign]
     await by_hand(halted, "resume")
+    desk.store.set_value = saved  # type: ignore[method-assign]
     await halted.equity.look()
     await halted.kill.look(desk.executor)
     assert halted.kill.words == ""
@@ -204,6 +212,10 @@ async def test_clock_and_memory_are_asked_of_their_owners(tmp_path: Path):
     async with halting_at(tmp_path, Venue(), **words) as halted:
         await halted.kill.look(halted.desk.executor)
         assert {trip.rule for trip in halted.kill.switch.trips} == {Rule.CLOCK_OFFSET, Rule.MEMORY}
+        await by_hand(halted, "resume")
+        await halted.kill.look(halted.desk.executor)
+        [trip] = halted.kill.switch.trips  # what lasts trips again, what was measured once does not
+        assert trip.rule is Rule.MEMORY
 
 
 async def test_a_full_disk_delays_the_latch_and_not_the_effect(halted: Halted, monkeypatch):
