@@ -76,6 +76,8 @@ class Bookkeeper:
         """Merge news of an order; None when it is not ours."""
         async with self._books.lock:
             order = await self._books.known(update.client_order_id)
+            if order is None and is_ours(update.client_order_id):
+                order = self._books.recognised(update)
             if order is None:
                 self._recorder.count("trading.foreign_order_events")
                 if is_ours(update.client_order_id):  # another instance, or lost state

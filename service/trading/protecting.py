@@ -399,14 +399,12 @@ class Protector:
         except VenueError as error:
             return Failure(code=error.code, detail=f"question unanswered: {error}")
         for order in resting:
-            known = (
-                await self._books.known(order.client_order_id) if order.symbol == position.symbol else None
-            )
-            if known is None or not known.type.conditional:
+            if order.symbol != position.symbol or not order.type.conditional:
                 continue
-            if known.position_id == position.position_id:
+            known = await self._books.known(order.client_order_id) or self._books.recognised(order)
+            if known is not None and known.position_id == position.position_id:
                 await self._bookkeeper.learn(order)
-            else:
+            elif known is not None:
                 await self._sender.cancel(known)
         if all(held.symbol != position.symbol for held in account.positions):
             self._books.reconcile_wanted.set()
