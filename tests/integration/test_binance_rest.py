@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 import pytest
 from aiohttp import web
 
-from service.clock import WallClock
+from service.clock import ManualClock, WallClock
 from service.errors import (
     OrderOutcomeUnknown,
     OrderRejected,
@@ -420,7 +420,8 @@ async def test_the_order_counts_are_read_from_the_headers(venue: FakeVenue):
     answered = order_answer()
     answered.headers.update(headers)
     venue.prepare(PLACE, answered)
-    async with opened(venue) as exchange:
+    settings, clock = ExchangeSettings(rest_url=venue.url), ManualClock(65_000)
+    async with open_binance(settings, clock, api_key=KEY, api_secret=SECRET) as exchange:
         await exchange.place(ENTRY)
         with pytest.raises(VenueThrottled, match="kept for exits"):
             await exchange.place(ENTRY)
@@ -443,3 +444,28 @@ async def test_a_stop_is_still_sent_when_reads_are_throttled_and_nothing_when_ba
                 await exchange.place(STOP)
     assert len(venue.asked(PLACE)) == 1
     assert len(venue.asked("POST /fapi/v1/algoOrder")) == 2
+
+
+async def test_what_is_set_already_is_learned_at_the_start_and_forgotten_when_somebody_changes_it(
+    venue: FakeVenue,
+):
+    venue.prepare("GET /fapi/v1/positionSide/dual", web.json_response({"dualSidePosition": False}))
+    venue.prepare("GET /fapi/v1/multiAssetsMargin", web.json_response({"multiAssetsMargin": False}))
+    row = {"symbol": "BTCUSDT", "marginType": "ISOLATED", "leverage": 5, "maxNotionalValue": "1"}
+    venue.prepare("GET /fapi/v1/symbolConfig", web.json_response([row]))
+    venue.prepare("POST /fapi/v1/marginType", refusal(-4046))
+    venue.prepare("POST /fapi/v1/leverage", web.json_response({"leverage": 5, "symbol": "BTCUSDT"}))
+    set_leverage = "POST /fapi/v1/leverage"
+    async with opened(venue) as exchange:
+        await exchange.prepare(["BTCUSDT"], "ISOLATED")
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert venue.asked(set_leverage) == []
+        exchange.setting_changed("BTCUSDT", 5)
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert venue.asked(set_leverage) == []
+        exchange.setting_changed("BTCUSDT", 20)
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert len(venue.asked(set_leverage)) == 1
+        exchange.settings_unknown()
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert len(venue.asked(set_leverage)) == 2
