@@ -37,6 +37,7 @@ log = structlog.get_logger("trading.killswitch")
 
 KEY = "kill_switch"
 LOOK_EVERY_S = 1.0
+READ_EVERY_S = 5.0
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -69,6 +70,8 @@ class KillSwitch:
         self._surroundings = surroundings
         self._executor: Executor | None = None
         self._unsaved = False
+        self._text = ""  # what the store has, as we know it
+        self._read_at_s = clock.monotonic_s()
         self._stale_since_s: float | None = None
         self._losses = (-1, 0)  # positions closed when counted, and losses in a row then
         self._accepted_moved_ms = 0.0  # a measurement that a person has resumed after
@@ -77,7 +80,8 @@ class KillSwitch:
 
     async def open(self) -> None:
         """Take up the latch of earlier runs. One that cannot be read stays tripped: it may have been."""
-        self.switch = await read_switch(self._store, self._clock.now_ms())
+        self._text = await self._store.get_value(KEY) or ""
+        self.switch = decoded(self._text, self._clock.now_ms())
         if self.switch.trips:
             log.error("kill switch is tripped since an earlier run", why=self.switch.words)
 
@@ -121,12 +125,28 @@ class KillSwitch:
     async def look(self, executor: Executor) -> None:
         """Read the values, trip what reached its limit, drop what is over, keep it all."""
         self._executor = executor
+        await self._read_again()
         readings = await self._readings(executor)
         after = looked(self.switch, readings, self._kill, self._risk, self._clock.now_ms())
         if after != self.switch:
             await self._change(after)
         elif self._unsaved:
             await self._save()
+
+    async def _read_again(self) -> None:
+        """Take up what another process wrote: the command on another host of the same store."""
+        now_s = self._clock.monotonic_s()
+        if self._unsaved or now_s < self._read_at_s + READ_EVERY_S:
+            return
+        self._read_at_s = now_s
+        try:
+            text = await self._store.get_value(KEY)
+        except DataDirectoryUnusable as error:
+            log.debug("the kill switch could not be read again", error=str(error))
+            return
+        if text and text != self._text and not self._unsaved:
+            log.warning("kill switch changed in the store by another process")
+            await self._change(decoded(text, self._clock.now_ms()))
 
     async def _readings(self, executor: Executor) -> Readings:
         account, (errors, orders) = self._equity.account, executor.order_errors()
@@ -204,11 +224,11 @@ class KillSwitch:
         await self._save()
 
     async def _save(self) -> None:
+        text, self._unsaved = encoded(self.switch), True
         try:
-            await write_switch(self._store, self.switch)
-            self._unsaved = False
+            await self._store.set_value(KEY, text)
+            self._text, self._unsaved = text, encoded(self.switch) != text
         except DataDirectoryUnusable as error:
-            self._unsaved = True
             log.error("the kill switch could not be written down, it holds all the same", error=str(error))
 
     async def _cancel_entries(self, executor: Executor) -> None:
@@ -267,9 +287,12 @@ def described(switch: Switch) -> dict[str, Any]:
     }
 
 
-async def read_switch(store: StateStore, now_ms: int) -> Switch:
-    """As the store has it; unreadable, it is tripped."""
-    text = await store.get_value(KEY)
+def encoded(switch: Switch) -> str:
+    return msgspec.json.encode(switch).decode()
+
+
+def decoded(text: str, now_ms: int) -> Switch:
+    """As the store has it, "" is not tripped; unreadable, it is tripped."""
     if not text:
         return Switch()
     try:
@@ -278,8 +301,12 @@ async def read_switch(store: StateStore, now_ms: int) -> Switch:
         return tripped(Switch(), Level.NO_ENTRIES, f"its record cannot be read: {error}", "store", now_ms)
 
 
+async def read_switch(store: StateStore, now_ms: int) -> Switch:
+    return decoded(await store.get_value(KEY) or "", now_ms)
+
+
 async def write_switch(store: StateStore, switch: Switch) -> None:
-    await store.set_value(KEY, msgspec.json.encode(switch).decode())
+    await store.set_value(KEY, encoded(switch))
 
 
 async def lift(store: StateStore, reason: str, by: str, now_ms: int) -> Switch:

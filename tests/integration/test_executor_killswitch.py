@@ -22,7 +22,7 @@ from service.trading import halting
 from service.trading.equity import MARKS, EquityWatch
 from service.trading.halting import KEY, KillSwitch, Surroundings, read_switch
 from service.trading.kill_command import run
-from service.trading.killswitch import Level, Rule
+from service.trading.killswitch import Level, Rule, Switch, tripped
 from tests.integration.trading_desk import (
     Desk,
     Venue,
@@ -152,7 +152,8 @@ async def test_losses_with_open_positions_trip_it_and_resuming_measures_anew(hal
 
     async def looked_at_meanwhile(key: str, value: str) -> None:
         await saved(key, value)
-        await halted.kill.look(desk.executor)
+        if key == MARKS:
+            await halted.kill.look(desk.executor)
 
     desk.store.set_value = looked_at_meanwhile  # type: ignore[method-assign]
     await by_hand(halted, "resume")
@@ -232,6 +233,20 @@ async def test_a_record_that_cannot_be_read_stays_tripped(halted: Halted):
     await halted.desk.store.set_value(KEY, "{broken")
     await halted.kill.open()
     assert halted.kill.level is Level.NO_ENTRIES
+
+
+async def test_what_another_process_wrote_into_the_store_is_obeyed(halted: Halted, monkeypatch):
+    monkeypatch.setattr(halting, "READ_EVERY_S", 0.0)
+    store, executor = halted.desk.store, halted.desk.executor
+    await halting.write_switch(store, tripped(Switch(), Level.REDUCE_ONLY, "elsewhere", "command", 5))
+    await halted.kill.look(executor)
+    assert halted.kill.level is Level.REDUCE_ONLY
+    await by_hand(halted, "flatten")
+    await halted.kill.look(executor)
+    assert halted.kill.level is Level.FLATTEN
+    await halting.lift(store, "over", "command", 6)
+    await halted.kill.look(executor)
+    assert halted.kill.words == ""
 
 
 @pytest.mark.parametrize(
