@@ -287,11 +287,20 @@ class Protector:
         name = position.position_id
         instrument = self._instrument_of(position.symbol)
         busy = (name, OrderPurpose.STOP) in self._legs or name in self._closer.exiting
-        if busy or instrument is None or self._clock.monotonic_s() < self._trail_after_s.get(name, 0.0):
+        if (
+            busy
+            or is_guest(position)
+            or instrument is None
+            or self._clock.monotonic_s() < self._trail_after_s.get(name, 0.0)
+        ):
             return
         stop = trailed_stop(position, price, self._settings.trail_r, instrument.tick_size)
         if stop is None:
             return
+        if len(self._trail_after_s) > len(self._books.positions):
+            self._trail_after_s = {
+                known: at_s for known, at_s in self._trail_after_s.items() if known in self._books.positions
+            }
         self._trail_after_s[name] = self._clock.monotonic_s() + TRAIL_PAUSE_S
         task = self._spawn(self._move_stop(position, stop), f"trading.trail.{name}")
         if task is not None:
@@ -305,7 +314,7 @@ class Protector:
         name = position.position_id
         try:
             current = self._books.orders.get(position.stop_order_id)
-            failure = await self._place_protective(
+            failure = await self._unknown_stop(position) or await self._place_protective(
                 msgspec.structs.replace(position, stop=stop),
                 OrderPurpose.STOP,
                 self._settings.stop_working_type,
@@ -322,9 +331,7 @@ class Protector:
             self._books.note_store(error)
         finally:
             self._legs.pop((name, OrderPurpose.STOP), None)
-            if name not in self._books.positions:
-                self._trail_after_s.pop(name, None)
-            elif name in self._books.unprotected_since:
+            if name in self._books.unprotected_since:
                 self.protect(name)  # the old one ended meanwhile, and nobody could see to it
 
     async def _software_stop(self, position: Position) -> None:

@@ -87,15 +87,17 @@ class AccountCalls:
                 "the account is in multi-assets mode and perpd keeps its books in one asset: choose "
                 "Single-Asset Mode in the venue's futures preferences"
             )
-        await self._learn_settings()
+        await self._learn_settings(frozenset(symbols))
 
-    async def _learn_settings(self) -> None:
+    async def _learn_settings(self, symbols: frozenset[str]) -> None:
         """What is set already need not be set on the way of an order. Not told, it is set once more."""
         try:
             rows = await read(self._transport, SYMBOL_CONFIG, {}, codec.symbol_configs.decode)
         except RequestRejected:
             return
-        self._leverage = {row.symbol: (row.leverage, row.margin_type.upper()) for row in rows}
+        self._leverage = {
+            row.symbol: (row.leverage, row.margin_type.upper()) for row in rows if row.symbol in symbols
+        }
 
     def setting_changed(self, symbol: str, leverage: int) -> None:
         """The private stream says so; a person may have done it. Args: leverage: 0 where it is not told."""
