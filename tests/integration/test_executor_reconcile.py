@@ -296,3 +296,19 @@ async def test_a_stop_that_was_never_written_down_is_recognised_by_its_name(tmp_
             venue.trigger(OrderPurpose.STOP, "99")
             assert (await after.closed()).close_reason == "stop"
             assert await venue.open_orders() == []
+
+
+async def test_a_liquidation_told_without_a_trade_id_is_not_booked_again_with_one(desk: Desk):
+    await opened(desk)
+    desk.venue.silent = True
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(1), "autoclose-1", "77")
+    desk.venue.silent = False
+    told = desk.venue.fills[-1]
+    desk.executor.on_event(msgspec.structs.replace(told, trade_id=f"77-{told.filled_ms}"))
+    await quiet(desk)
+    desk.venue.silent = True
+    desk.venue.trade("AUSDT", Side.SELL, Decimal("0.5"), "web_1", "78")  # missed: the venue's list is read
+    await desk.reconciler.reconcile()
+    [position] = desk.executor.positions()
+    assert position.quantity == Decimal("0.5")
+    assert await desk.equal()
