@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from service.clock import WallClock
-from service.errors import OrderRejected, VenueUnavailable
+from service.errors import DaemonUnreachable, OrderRejected, VenueUnavailable
 from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import BadQuestion, controlling
 from service.records import OrderPurpose, Position, RefusalReason
@@ -269,10 +269,16 @@ def command(path: Path, action: str, reason: str, capsys: pytest.CaptureFixture[
     return code, json.loads(printed[-1])
 
 
+async def kept_state(path: Path) -> None:
+    async with open_sqlite(path / "state.sqlite3"):
+        pass
+
+
 def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
+    asyncio.run(kept_state(tmp_path))
     code, state = command(tmp_path, "flatten", "holiday", capsys)
     assert (code, state["level"]) == (0, "flatten")
-    assert "none runs" in state["daemon"]
+    assert "nothing was closed" in state["daemon"]
 
     async def stored() -> tuple[Level | None, str | None]:
         async with open_sqlite(tmp_path / "state.sqlite3") as store:
@@ -284,6 +290,12 @@ def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
     code, state = command(tmp_path, "resume", "back", capsys)
     assert (code, state["level"], state["resumed"]["reason"]) == (0, "free", "back")
     assert asyncio.run(stored())[0] is None
+
+
+def test_a_directory_where_nothing_is_kept_is_an_error_and_stays_as_it_is(tmp_path: Path, capsys):
+    with pytest.raises(DaemonUnreachable, match="--data-dir"):
+        command(tmp_path / "typo", "flatten", "now", capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_with_a_daemon_the_commands_ask_it(halted: Halted, tmp_path: Path, capsys):
