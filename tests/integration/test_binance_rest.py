@@ -469,3 +469,23 @@ async def test_what_is_set_already_is_learned_at_the_start_and_forgotten_when_so
         exchange.settings_unknown()
         await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
         assert len(venue.asked(set_leverage)) == 2
+
+
+async def test_the_venues_clock_is_measured_at_the_start_and_every_hour(venue: FakeVenue):
+    clock = ManualClock(0)
+    async with open_binance(ExchangeSettings(rest_url=venue.url), clock):
+        assert len(venue.asked("GET /fapi/v1/time")) == 1
+        for hour in (1, 2):
+            await asyncio.sleep(0)
+            clock.advance_to(hour * 3_600_000)
+            async with asyncio.timeout(5):
+                while len(venue.asked("GET /fapi/v1/time")) <= hour:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+
+
+def test_a_clock_that_moved_between_two_measurements_is_told_apart_from_an_offset():
+    clock = WallClock()
+    clock.correct(90_000)
+    assert (clock.offset_ms, clock.moved_ms) == (90_000, 0)
+    clock.correct(-7_000)
+    assert (clock.offset_ms, clock.moved_ms) == (83_000, -7_000)
