@@ -73,7 +73,8 @@ class KillSwitch:
         self._text = ""  # what the store has, as we know it
         self._read_at_s = clock.monotonic_s()
         self._stale_since_s: float | None = None
-        self._losses = (-1, 0)  # positions closed when counted, and losses in a row then
+        self._losses = 0
+        self._losses_of = (-1, -1)  # positions closed and time of the last resume when they were counted
         self._accepted_moved_ms = 0.0  # a measurement that a person has resumed after
         self._news = asyncio.Event()
         self.switch = Switch()
@@ -126,7 +127,10 @@ class KillSwitch:
         """Read the values, trip what reached its limit, drop what is over, keep it all."""
         self._executor = executor
         await self._read_again()
+        resumed_ms = self.switch.resumed_ms
         readings = await self._readings(executor)
+        if self.switch.resumed_ms != resumed_ms:
+            return  # a person resumed meanwhile: what was read is of before
         after = looked(self.switch, readings, self._kill, self._risk, self._clock.now_ms())
         if after != self.switch:
             await self._change(after)
@@ -139,16 +143,19 @@ class KillSwitch:
         if self._unsaved or now_s < self._read_at_s + READ_EVERY_S:
             return
         self._read_at_s = now_s
+        known = self._text
         try:
             text = await self._store.get_value(KEY)
         except DataDirectoryUnusable as error:
             log.debug("the kill switch could not be read again", error=str(error))
             return
-        if text and text != self._text and not self._unsaved:
+        saved_meanwhile = self._unsaved or self._text != known
+        if text and text != known and not saved_meanwhile:
             log.warning("kill switch changed in the store by another process")
             await self._change(decoded(text, self._clock.now_ms()))
 
     async def _readings(self, executor: Executor) -> Readings:
+        losses = await self._losses_in_a_row(executor)  # first: all that follows is of one moment
         account, (errors, orders) = self._equity.account, executor.order_errors()
         stale_fraction = self._surroundings.stale_fraction()
         moved_ms = self._surroundings.clock_moved_ms()
@@ -160,7 +167,7 @@ class KillSwitch:
         return Readings(
             equity=float(account.equity) if account else None,
             marks=self._equity.marks,
-            losses_in_a_row=await self._losses_in_a_row(executor),
+            losses_in_a_row=losses,
             orders=orders,
             order_errors=errors,
             stale_fraction=stale_fraction,
@@ -171,16 +178,16 @@ class KillSwitch:
         )
 
     async def _losses_in_a_row(self, executor: Executor) -> int:
-        closed, losses = self._losses
-        if closed != executor.closed_count:
-            closed = executor.closed_count
+        """Counted again when a position was closed or a person resumed."""
+        counted = (executor.closed_count, self.switch.resumed_ms)
+        if counted != self._losses_of:
             try:
                 history = await self._store.closed_positions(max(self._kill.loss_streak, 1))
             except DataDirectoryUnusable:
-                return losses
-            losses = losses_in_a_row(history, self.switch.resumed_ms)
-            self._losses = (closed, losses)
-        return losses
+                return self._losses
+            self._losses = losses_in_a_row(history, counted[1])
+            self._losses_of = counted
+        return self._losses
 
     async def trip(self, level: Level, reason: str, by: str) -> dict[str, Any]:
         """By hand. Returns what `state` says."""
@@ -190,7 +197,6 @@ class KillSwitch:
     async def resume(self, reason: str, by: str) -> dict[str, Any]:
         """Lift it, all of it. What tripped it is measured from now on. Returns what `state` says."""
         log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words or "not tripped")
-        self._losses = (-1, 0)
         self._stale_since_s = None
         self._accepted_moved_ms = self._surroundings.clock_moved_ms()
         if self._executor is not None:
