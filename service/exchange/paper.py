@@ -118,6 +118,7 @@ class EngineTransport:
             "GET /fapi/v3/positionRisk": engine.position_risk_v3,
             "GET /fapi/v1/positionSide/dual": engine.position_mode,
             "GET /fapi/v1/multiAssetsMargin": engine.multi_assets,
+            "GET /fapi/v1/symbolConfig": engine.symbol_config,
             "POST /fapi/v1/marginType": engine.set_margin_type,
             "POST /fapi/v1/leverage": engine.set_leverage,
             "POST /fapi/v1/order": engine.new_order,

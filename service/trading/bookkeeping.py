@@ -76,6 +76,8 @@ class Bookkeeper:
         """Merge news of an order; None when it is not ours."""
         async with self._books.lock:
             order = await self._books.known(update.client_order_id)
+            if order is None and is_ours(update.client_order_id):
+                order = self._books.recognised(update)
             if order is None:
                 self._recorder.count("trading.foreign_order_events")
                 if is_ours(update.client_order_id):  # another instance, or lost state
@@ -206,6 +208,17 @@ class Bookkeeper:
             if order is not None:
                 await self._after_order(order, ())
             return True
+
+    async def book_missed(self, fill: Fill) -> bool:
+        """Book an execution from the venue's list. False when it was booked before.
+
+        The stream may have told of it without a trade id: then it bears the order's id and its time.
+        """
+        unnumbered = f"{fill.venue_order_id}-{fill.filled_ms}"
+        for known in await self._store.fills(fill.client_order_id):
+            if known.trade_id == unnumbered and known.quantity == fill.quantity:
+                return False
+        return await self.book(fill)
 
     async def book_adjustment(self, adjustment: Adjustment) -> bool:
         """Book funding or a transfer once, and on the position it belongs to."""

@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from decimal import Decimal
 
+import msgspec
 import structlog
 
 from service.errors import DataDirectoryUnusable, StateConflict
@@ -142,6 +143,22 @@ class Books:
         if order is None and is_ours(name):
             order = await self._store.order(name)
         return order
+
+    def recognised(self, found: Order) -> Order | None:
+        """An order that bears our name and was never written down: the name tells whose it is."""
+        for position in self.positions.values():
+            for leg in LEG_LETTERS:
+                if found.client_order_id.startswith(client_order_id(position.position_id, leg, 0)[:-2]):
+                    return msgspec.structs.replace(
+                        found,
+                        position_id=position.position_id,
+                        purpose=OrderPurpose(leg),
+                        status=OrderStatus.INTENDED,
+                        venue_order_id="",
+                        filled_quantity=ZERO,
+                        average_price=ZERO,
+                    )
+        return None
 
     def position_on(self, symbol: str) -> Position | None:
         """The open position on a symbol."""

@@ -440,7 +440,7 @@ class Executor:
 
     async def book_missed(self, fill: Fill) -> bool:
         """Book an execution that the stream did not bring. False when it was booked before."""
-        return await self._bookkeeper.book(fill)
+        return await self._bookkeeper.book_missed(fill)
 
     async def take_over(self, position: Position) -> None:
         """A position that somebody else opened becomes ours, and gets its stop."""

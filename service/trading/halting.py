@@ -37,6 +37,7 @@ log = structlog.get_logger("trading.killswitch")
 
 KEY = "kill_switch"
 LOOK_EVERY_S = 1.0
+READ_EVERY_S = 5.0
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -69,14 +70,19 @@ class KillSwitch:
         self._surroundings = surroundings
         self._executor: Executor | None = None
         self._unsaved = False
+        self._text = ""  # what the store has, as we know it
+        self._read_at_s = clock.monotonic_s()
         self._stale_since_s: float | None = None
-        self._losses = (-1, 0)  # positions closed when counted, and losses in a row then
+        self._losses = 0
+        self._losses_of = (-1, -1)  # positions closed and time of the last resume when they were counted
+        self._accepted_moved_ms = 0.0  # a measurement that a person has resumed after
         self._news = asyncio.Event()
         self.switch = Switch()
 
     async def open(self) -> None:
         """Take up the latch of earlier runs. One that cannot be read stays tripped: it may have been."""
-        self.switch = await read_switch(self._store, self._clock.now_ms())
+        self._text = await self._store.get_value(KEY) or ""
+        self.switch = decoded(self._text, self._clock.now_ms())
         if self.switch.trips:
             log.error("kill switch is tripped since an earlier run", why=self.switch.words)
 
@@ -120,16 +126,39 @@ class KillSwitch:
     async def look(self, executor: Executor) -> None:
         """Read the values, trip what reached its limit, drop what is over, keep it all."""
         self._executor = executor
+        await self._read_again()
+        resumed_ms = self.switch.resumed_ms
         readings = await self._readings(executor)
+        if self.switch.resumed_ms != resumed_ms:
+            return  # a person resumed meanwhile: what was read is of before
         after = looked(self.switch, readings, self._kill, self._risk, self._clock.now_ms())
         if after != self.switch:
             await self._change(after)
         elif self._unsaved:
             await self._save()
 
+    async def _read_again(self) -> None:
+        """Take up what another process wrote: the command on another host of the same store."""
+        now_s = self._clock.monotonic_s()
+        if self._unsaved or now_s < self._read_at_s + READ_EVERY_S:
+            return
+        self._read_at_s = now_s
+        known = self._text
+        try:
+            text = await self._store.get_value(KEY)
+        except DataDirectoryUnusable as error:
+            log.debug("the kill switch could not be read again", error=str(error))
+            return
+        saved_meanwhile = self._unsaved or self._text != known
+        if text and text != known and not saved_meanwhile:
+            log.warning("kill switch changed in the store by another process")
+            await self._change(decoded(text, self._clock.now_ms()))
+
     async def _readings(self, executor: Executor) -> Readings:
+        losses = await self._losses_in_a_row(executor)  # first: all that follows is of one moment
         account, (errors, orders) = self._equity.account, executor.order_errors()
         stale_fraction = self._surroundings.stale_fraction()
+        moved_ms = self._surroundings.clock_moved_ms()
         now_s = self._clock.monotonic_s()
         if stale_fraction <= self._kill.stale_fraction:
             self._stale_since_s = None
@@ -138,27 +167,27 @@ class KillSwitch:
         return Readings(
             equity=float(account.equity) if account else None,
             marks=self._equity.marks,
-            losses_in_a_row=await self._losses_in_a_row(executor),
+            losses_in_a_row=losses,
             orders=orders,
             order_errors=errors,
             stale_fraction=stale_fraction,
             stale_s=0.0 if self._stale_since_s is None else now_s - self._stale_since_s,
             unprotected_s=max((seconds for _, seconds in executor.unprotected()), default=0.0),
-            clock_moved_ms=self._surroundings.clock_moved_ms(),
+            clock_moved_ms=0.0 if moved_ms == self._accepted_moved_ms else moved_ms,
             memory_critical=self._surroundings.memory_critical(),
         )
 
     async def _losses_in_a_row(self, executor: Executor) -> int:
-        closed, losses = self._losses
-        if closed != executor.closed_count:
-            closed = executor.closed_count
+        """Counted again when a position was closed or a person resumed."""
+        counted = (executor.closed_count, self.switch.resumed_ms)
+        if counted != self._losses_of:
             try:
                 history = await self._store.closed_positions(max(self._kill.loss_streak, 1))
             except DataDirectoryUnusable:
-                return losses
-            losses = losses_in_a_row(history, self.switch.resumed_ms)
-            self._losses = (closed, losses)
-        return losses
+                return self._losses
+            self._losses = losses_in_a_row(history, counted[1])
+            self._losses_of = counted
+        return self._losses
 
     async def trip(self, level: Level, reason: str, by: str) -> dict[str, Any]:
         """By hand. Returns what `state` says."""
@@ -166,19 +195,22 @@ class KillSwitch:
         return self.state()
 
     async def resume(self, reason: str, by: str) -> dict[str, Any]:
-        """Lift it, all of it. Losses are measured from now on. Returns what `state` says."""
-        about_loss = any(trip.rule.about_loss for trip in self.switch.trips)
+        """Lift it, all of it. What tripped it is measured from now on. Returns what `state` says."""
         log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words or "not tripped")
-        self._losses = (-1, 0)
+        self._stale_since_s = None
+        self._accepted_moved_ms = self._surroundings.clock_moved_ms()
         if self._executor is not None:
             self._executor.forget_order_errors()
+        if any(trip.rule.about_loss for trip in self.switch.trips):
+            await self._rebase()  # before it is lifted: a look in between would trip it again
         await self._change(resumed(self.switch, reason, by, self._clock.now_ms()))
-        if about_loss:
-            try:
-                await self._equity.rebase()
-            except DataDirectoryUnusable as error:
-                log.error("the new start of losses could not be written", error=str(error))
         return self.state()
+
+    async def _rebase(self) -> None:
+        try:
+            await self._equity.rebase()
+        except DataDirectoryUnusable as error:
+            log.error("the new start of losses could not be written", error=str(error))
 
     def state(self) -> dict[str, Any]:
         """For a person: the level, each trip with its value and limit, and the last resume."""
@@ -198,11 +230,11 @@ class KillSwitch:
         await self._save()
 
     async def _save(self) -> None:
+        text, self._unsaved = encoded(self.switch), True
         try:
-            await write_switch(self._store, self.switch)
-            self._unsaved = False
+            await self._store.set_value(KEY, text)
+            self._text, self._unsaved = text, encoded(self.switch) != text
         except DataDirectoryUnusable as error:
-            self._unsaved = True
             log.error("the kill switch could not be written down, it holds all the same", error=str(error))
 
     async def _cancel_entries(self, executor: Executor) -> None:
@@ -261,9 +293,12 @@ def described(switch: Switch) -> dict[str, Any]:
     }
 
 
-async def read_switch(store: StateStore, now_ms: int) -> Switch:
-    """As the store has it; unreadable, it is tripped."""
-    text = await store.get_value(KEY)
+def encoded(switch: Switch) -> str:
+    return msgspec.json.encode(switch).decode()
+
+
+def decoded(text: str, now_ms: int) -> Switch:
+    """As the store has it, "" is not tripped; unreadable, it is tripped."""
     if not text:
         return Switch()
     try:
@@ -272,8 +307,12 @@ async def read_switch(store: StateStore, now_ms: int) -> Switch:
         return tripped(Switch(), Level.NO_ENTRIES, f"its record cannot be read: {error}", "store", now_ms)
 
 
+async def read_switch(store: StateStore, now_ms: int) -> Switch:
+    return decoded(await store.get_value(KEY) or "", now_ms)
+
+
 async def write_switch(store: StateStore, switch: Switch) -> None:
-    await store.set_value(KEY, msgspec.json.encode(switch).decode())
+    await store.set_value(KEY, encoded(switch))
 
 
 async def lift(store: StateStore, reason: str, by: str, now_ms: int) -> Switch:

@@ -22,6 +22,7 @@ from service.trading.halting import described, lift, read_switch, write_switch
 from service.trading.killswitch import Level, tripped
 
 RESUME = "resume"
+STATE = "state.sqlite3"
 _ANSWER_LIMIT_S = 15.0
 
 
@@ -45,6 +46,11 @@ def _perform(loaded: Loaded, action: str, reason: str) -> dict[str, Any]:
     except DaemonUnreachable:
         if (directory / SOCKET_NAME).exists():
             raise  # one is there and did not answer: writing behind its back would be lost
+    kept = bool(loaded.secrets.database_url) or (directory / STATE).exists()
+    if not kept:  # a wrong directory must not look like success
+        raise DaemonUnreachable(
+            f"no daemon answers and no state is kept at {directory}; name its data directory with --data-dir"
+        )
     try:
         return asyncio.run(_without_daemon(loaded, action, reason, by))
     except DataDirectoryUnusable as error:
@@ -65,7 +71,8 @@ async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> 
                 if action != "show":
                     switch = tripped(switch, Level(action), reason, by, now_ms)
                     await write_switch(store, switch)
-    return {**described(switch), "daemon": "none runs: it is in force from the next start"}
+    closed = "nothing was closed, " if switch.level is Level.FLATTEN else ""
+    return {**described(switch), "daemon": f"no daemon runs: {closed}it is in force from the next start"}
 
 
 def _print(state: dict[str, Any], args: argparse.Namespace) -> None:
@@ -76,7 +83,7 @@ def lines(state: dict[str, Any]) -> Iterator[str]:
     """The state for a reader."""
     yield f"kill switch: {state['level']}"
     for trip in state["trips"]:
-        yield f"  {trip['level']} since {_time(trip['tripped_ms'])} by {trip['rule']}: {trip['words']}"
+        yield f"  {trip['level']} since {_time(trip['tripped_ms'])}: {trip['words']}"
     resumed = state["resumed"]
     if resumed["at_ms"]:
         yield f"last resumed {_time(resumed['at_ms'])} ({resumed['by']}): {resumed['reason']}"

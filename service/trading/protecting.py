@@ -31,6 +31,7 @@ from service.trading.orders import RESTING, new_order
 from service.trading.positions import without_protection
 from service.trading.protection import (
     NOTHING_HELD,
+    PLACING,
     Failure,
     Step,
     next_stop_step,
@@ -196,11 +197,12 @@ class Protector:
                 return
             if failure is not None:
                 failures.append(failure)
+                del failures[: -len(PLACING)]  # a guest may be watched for days
 
     async def _unknown_stop(self, position: Position) -> Failure | None:
         """Before another stop is placed, the fate of an earlier one must be known."""
         for order in self._books.orders_of(position.position_id):
-            lost = order.status in (OrderStatus.SENT, OrderStatus.UNKNOWN)
+            lost = order.status in (OrderStatus.INTENDED, OrderStatus.SENT, OrderStatus.UNKNOWN)
             if order.purpose is OrderPurpose.STOP and lost and not await self._sender.ask(order):
                 return Failure(code=0, detail=f"the fate of stop {order.client_order_id} is not known yet")
         return None
@@ -285,11 +287,20 @@ class Protector:
         name = position.position_id
         instrument = self._instrument_of(position.symbol)
         busy = (name, OrderPurpose.STOP) in self._legs or name in self._closer.exiting
-        if busy or instrument is None or self._clock.monotonic_s() < self._trail_after_s.get(name, 0.0):
+        if (
+            busy
+            or is_guest(position)
+            or instrument is None
+            or self._clock.monotonic_s() < self._trail_after_s.get(name, 0.0)
+        ):
             return
         stop = trailed_stop(position, price, self._settings.trail_r, instrument.tick_size)
         if stop is None:
             return
+        if len(self._trail_after_s) > len(self._books.positions):
+            self._trail_after_s = {
+                known: at_s for known, at_s in self._trail_after_s.items() if known in self._books.positions
+            }
         self._trail_after_s[name] = self._clock.monotonic_s() + TRAIL_PAUSE_S
         task = self._spawn(self._move_stop(position, stop), f"trading.trail.{name}")
         if task is not None:
@@ -303,7 +314,7 @@ class Protector:
         name = position.position_id
         try:
             current = self._books.orders.get(position.stop_order_id)
-            failure = await self._place_protective(
+            failure = await self._unknown_stop(position) or await self._place_protective(
                 msgspec.structs.replace(position, stop=stop),
                 OrderPurpose.STOP,
                 self._settings.stop_working_type,
@@ -320,9 +331,7 @@ class Protector:
             self._books.note_store(error)
         finally:
             self._legs.pop((name, OrderPurpose.STOP), None)
-            if name not in self._books.positions:
-                self._trail_after_s.pop(name, None)
-            elif name in self._books.unprotected_since:
+            if name in self._books.unprotected_since:
                 self.protect(name)  # the old one ended meanwhile, and nobody could see to it
 
     async def _software_stop(self, position: Position) -> None:
@@ -397,14 +406,12 @@ class Protector:
         except VenueError as error:
             return Failure(code=error.code, detail=f"question unanswered: {error}")
         for order in resting:
-            known = (
-                await self._books.known(order.client_order_id) if order.symbol == position.symbol else None
-            )
-            if known is None or not known.type.conditional:
+            if order.symbol != position.symbol or not order.type.conditional:
                 continue
-            if known.position_id == position.position_id:
+            known = await self._books.known(order.client_order_id) or self._books.recognised(order)
+            if known is not None and known.position_id == position.position_id:
                 await self._bookkeeper.learn(order)
-            else:
+            elif known is not None:
                 await self._sender.cancel(known)
         if all(held.symbol != position.symbol for held in account.positions):
             self._books.reconcile_wanted.set()

@@ -70,6 +70,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     vanished: tuple[Position, ...]
     changed: tuple[tuple[Position, Decimal], ...]  # and the venue's quantity
     given_up: tuple[Position, ...]  # meant to be, but no order is left that could open them
+    unwritten: tuple[Order, ...]  # of perpd, not in our books, on symbols where we hold a position
     orphans: tuple[Order, ...]  # conditional, of perpd, not in our books, on symbols without a position
     strangers: tuple[VenuePosition, ...]  # held, and nothing of ours is there
     foreign: dict[str, str]  # symbol to what was found there
@@ -100,9 +101,20 @@ def plan(account: Account, resting: Sequence[Order], ours: OurView) -> Plan:
         given_up=tuple(
             p for p in ours.pending if p.symbol not in ours.skipped and p.position_id not in working
         ),
+        unwritten=_unwritten(resting, positions, ours),
         orphans=_orphans(held, resting, ours),
         strangers=_strangers(account, ours),
         foreign=_foreign(held, resting, ours),
+    )
+
+
+def _unwritten(resting: Sequence[Order], positions: Sequence[Position], ours: OurView) -> tuple[Order, ...]:
+    known = {order.client_order_id for order in ours.orders}
+    symbols = {position.symbol for position in positions}
+    return tuple(
+        order
+        for order in resting
+        if order.symbol in symbols and is_ours(order.client_order_id) and order.client_order_id not in known
     )
 
 
@@ -274,7 +286,7 @@ class Reconciler:
     async def _act(self, found: Plan, account: Account, resting: Sequence[Order], ours: OurView) -> None:
         executor = self._executor
         self._seen = self._still_triggered()
-        for order in found.resting:
+        for order in (*found.resting, *found.unwritten):
             executor.on_event(order)
         await executor.events_applied()
         stops = {position.stop_order_id for position in found.stops_missing}
@@ -299,7 +311,7 @@ class Reconciler:
         for stranger in found.strangers:
             await self._apart(stranger.symbol, self._meet(stranger, resting))
         self._suspects = self._seen
-        if self._suspects:
+        if self._suspects or found.unwritten:  # what was recognised is no longer foreign at the next pass
             executor.reconcile_wanted.set()
 
     async def _apart(self, symbol: str, work: Coroutine[object, object, None]) -> None:

@@ -421,7 +421,8 @@ async def test_the_order_counts_are_read_from_the_headers(venue: FakeVenue):
     answered = order_answer()
     answered.headers.update(headers)
     venue.prepare(PLACE, answered)
-    async with opened(venue) as exchange:
+    settings, clock = ExchangeSettings(rest_url=venue.url), ManualClock(65_000)
+    async with open_binance(settings, clock, api_key=KEY, api_secret=SECRET) as exchange:
         await exchange.place(ENTRY)
         with pytest.raises(VenueThrottled, match="kept for exits"):
             await exchange.place(ENTRY)
@@ -509,3 +510,48 @@ async def test_a_ban_is_told_to_who_keeps_it_and_one_of_before_the_restart_is_sa
     clock.advance_to(until_ms)
     await opening
     assert [request.path for request in venue.requests] == ["/fapi/v1/time"]
+
+
+async def test_what_is_set_already_is_learned_at_the_start_and_forgotten_when_somebody_changes_it(
+    venue: FakeVenue,
+):
+    venue.prepare("GET /fapi/v1/positionSide/dual", web.json_response({"dualSidePosition": False}))
+    venue.prepare("GET /fapi/v1/multiAssetsMargin", web.json_response({"multiAssetsMargin": False}))
+    row = {"symbol": "BTCUSDT", "marginType": "ISOLATED", "leverage": 5, "maxNotionalValue": "1"}
+    venue.prepare("GET /fapi/v1/symbolConfig", web.json_response([row]))
+    venue.prepare("POST /fapi/v1/marginType", refusal(-4046))
+    venue.prepare("POST /fapi/v1/leverage", web.json_response({"leverage": 5, "symbol": "BTCUSDT"}))
+    set_leverage = "POST /fapi/v1/leverage"
+    async with opened(venue) as exchange:
+        await exchange.prepare(["BTCUSDT"], "ISOLATED")
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert venue.asked(set_leverage) == []
+        exchange.setting_changed("BTCUSDT", 5)
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert venue.asked(set_leverage) == []
+        exchange.setting_changed("BTCUSDT", 20)
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert len(venue.asked(set_leverage)) == 1
+        exchange.settings_unknown()
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert len(venue.asked(set_leverage)) == 2
+
+
+async def test_the_venues_clock_is_measured_at_the_start_and_every_hour(venue: FakeVenue):
+    clock = ManualClock(0)
+    async with open_binance(ExchangeSettings(rest_url=venue.url), clock):
+        assert len(venue.asked("GET /fapi/v1/time")) == 1
+        for hour in (1, 2):
+            await asyncio.sleep(0)
+            clock.advance_to(hour * 3_600_000)
+            async with asyncio.timeout(5):
+                while len(venue.asked("GET /fapi/v1/time")) <= hour:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+
+
+def test_a_clock_that_moved_between_two_measurements_is_told_apart_from_an_offset():
+    clock = WallClock()
+    clock.correct(90_000)
+    assert (clock.offset_ms, clock.moved_ms) == (90_000, 0)
+    clock.correct(-7_000)
+    assert (clock.offset_ms, clock.moved_ms) == (83_000, -7_000)

@@ -347,3 +347,13 @@ async def test_a_private_stream_that_told_of_the_order_is_left_alone(venue: Fake
             exchange._private.expect(began_s)
             await asyncio.sleep(0.1)
             assert len(venue.sockets) == 1
+
+
+async def test_the_private_stream_is_renewed_with_an_overlap_and_without_a_gap(venue: FakeStreams):
+    events: asyncio.Queue[UserEvent] = asyncio.Queue(10)
+    async with opened(venue, renew_after_s=0.4) as exchange:
+        async with exchange.user_stream(events.put_nowait, lambda: pytest.fail("a gap")):
+            second = await venue.reached(2)
+            await second.send_json(ORDER_EVENT)
+            async with asyncio.timeout(LIMIT_S):
+                assert isinstance(await events.get(), Order)

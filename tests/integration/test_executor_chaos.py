@@ -7,14 +7,21 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.clock import WallClock
-from service.errors import OrderOutcomeUnknown, OrderRejected, VenueError, VenueUnavailable
+from service.errors import (
+    DataDirectoryUnusable,
+    OrderOutcomeUnknown,
+    OrderRejected,
+    VenueError,
+    VenueUnavailable,
+)
 from service.ports import UserEvent
 from service.records import (
     Account,
@@ -111,6 +118,18 @@ class Unreliable(Venue):
 KINDS = ("open", "open", "trigger", "hand", "vanish", "reconcile", "late", "close", "price")
 
 
+def fail_writes(desk: Desk, venue: Unreliable) -> None:
+    """The disk is full now and then."""
+    write = desk.store._write
+
+    async def flaky(change: Callable[..., Any]) -> Any:
+        if venue.hits(0.5):
+            raise DataDirectoryUnusable("full")
+        return await write(change)
+
+    desk.store._write = flaky  # type: ignore[method-assign]
+
+
 async def one_step(desk: Desk, venue: Unreliable, number: int, kinds: Sequence[str] = KINDS) -> None:
     chance, executor = venue.chance, desk.executor
     venue.mark = Decimal(chance.choice(["99.4", "100", "100.8"]))
@@ -136,7 +155,7 @@ async def one_step(desk: Desk, venue: Unreliable, number: int, kinds: Sequence[s
             if resting:
                 venue.vanish(chance.choice(resting).client_order_id)
         case "reconcile":
-            with contextlib.suppress(VenueError):
+            with contextlib.suppress(VenueError, DataDirectoryUnusable):
                 await desk.reconciler.reconcile()
         case "late":
             venue.deliver_late()
@@ -197,6 +216,7 @@ async def lived_through(path: Path, seed: int) -> None:
     for _ in range(chance.choice([1, 2, 4])):
         async with desk_at(path, venue, **limits) as desk:
             await desk.reconciler.reconcile()
+            fail_writes(desk, venue)
             venue.rate = chance.choice([0.1, 0.3, 0.6])
             for _ in range(STEPS):
                 number += 1

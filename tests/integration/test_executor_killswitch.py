@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from service.clock import WallClock
-from service.errors import OrderRejected, VenueUnavailable
+from service.errors import DaemonUnreachable, OrderRejected, VenueUnavailable
 from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import BadQuestion, controlling
 from service.records import OrderPurpose, Position, RefusalReason
@@ -22,7 +22,7 @@ from service.trading import halting
 from service.trading.equity import MARKS, EquityWatch
 from service.trading.halting import KEY, KillSwitch, Surroundings, read_switch
 from service.trading.kill_command import run
-from service.trading.killswitch import Level, Rule
+from service.trading.killswitch import Level, Rule, Switch, tripped
 from tests.integration.trading_desk import (
     Desk,
     Venue,
@@ -148,7 +148,16 @@ async def test_losses_with_open_positions_trip_it_and_resuming_measures_anew(hal
     refused = halted.kill.refusal()
     assert refused is not None
     assert refused.reason is RefusalReason.DAILY_LOSS
+    saved = desk.store.set_value
+
+    async def looked_at_meanwhile(key: str, value: str) -> None:
+        await saved(key, value)
+        if key == MARKS:
+            await halted.kill.look(desk.executor)
+
+    desk.store.set_value = looked_at_meanwhile  # type: ignore[method-assign]
     await by_hand(halted, "resume")
+    desk.store.set_value = saved  # type: ignore[method-assign]
     await halted.equity.look()
     await halted.kill.look(desk.executor)
     assert halted.kill.words == ""
@@ -204,6 +213,10 @@ async def test_clock_and_memory_are_asked_of_their_owners(tmp_path: Path):
     async with halting_at(tmp_path, Venue(), **words) as halted:
         await halted.kill.look(halted.desk.executor)
         assert {trip.rule for trip in halted.kill.switch.trips} == {Rule.CLOCK_OFFSET, Rule.MEMORY}
+        await by_hand(halted, "resume")
+        await halted.kill.look(halted.desk.executor)
+        [trip] = halted.kill.switch.trips  # what lasts trips again, what was measured once does not
+        assert trip.rule is Rule.MEMORY
 
 
 async def test_a_full_disk_delays_the_latch_and_not_the_effect(halted: Halted, monkeypatch):
@@ -220,6 +233,20 @@ async def test_a_record_that_cannot_be_read_stays_tripped(halted: Halted):
     await halted.desk.store.set_value(KEY, "{broken")
     await halted.kill.open()
     assert halted.kill.level is Level.NO_ENTRIES
+
+
+async def test_what_another_process_wrote_into_the_store_is_obeyed(halted: Halted, monkeypatch):
+    monkeypatch.setattr(halting, "READ_EVERY_S", 0.0)
+    store, executor = halted.desk.store, halted.desk.executor
+    await halting.write_switch(store, tripped(Switch(), Level.REDUCE_ONLY, "elsewhere", "command", 5))
+    await halted.kill.look(executor)
+    assert halted.kill.level is Level.REDUCE_ONLY
+    await by_hand(halted, "flatten")
+    await halted.kill.look(executor)
+    assert halted.kill.level is Level.FLATTEN
+    await halting.lift(store, "over", "command", 6)
+    await halted.kill.look(executor)
+    assert halted.kill.words == ""
 
 
 @pytest.mark.parametrize(
@@ -243,10 +270,16 @@ def command(path: Path, action: str, reason: str, capsys: pytest.CaptureFixture[
     return code, json.loads(printed[-1])
 
 
+async def kept_state(path: Path) -> None:
+    async with open_sqlite(path / "state.sqlite3"):
+        pass
+
+
 def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
+    asyncio.run(kept_state(tmp_path))
     code, state = command(tmp_path, "flatten", "holiday", capsys)
     assert (code, state["level"]) == (0, "flatten")
-    assert "none runs" in state["daemon"]
+    assert "nothing was closed" in state["daemon"]
 
     async def stored() -> tuple[Level | None, str | None]:
         async with open_sqlite(tmp_path / "state.sqlite3") as store:
@@ -258,6 +291,12 @@ def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
     code, state = command(tmp_path, "resume", "back", capsys)
     assert (code, state["level"], state["resumed"]["reason"]) == (0, "free", "back")
     assert asyncio.run(stored())[0] is None
+
+
+def test_a_directory_where_nothing_is_kept_is_an_error_and_stays_as_it_is(tmp_path: Path, capsys):
+    with pytest.raises(DaemonUnreachable, match="--data-dir"):
+        command(tmp_path / "typo", "flatten", "now", capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_with_a_daemon_the_commands_ask_it(halted: Halted, tmp_path: Path, capsys):

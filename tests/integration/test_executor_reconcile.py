@@ -275,3 +275,40 @@ async def test_an_unreadable_store_at_the_start_of_a_pass_concludes_nothing(desk
     monkeypatch.undo()
     assert len(desk.executor.positions()) == 1
     assert desk.venue.held["AUSDT"][0] > ZERO
+
+
+async def test_a_stop_that_was_never_written_down_is_recognised_by_its_name(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as before:
+        before.store.save_order = full_disk  # type: ignore[method-assign]
+        before.store.save_position = full_disk  # type: ignore[method-assign]
+        await opened(before)
+    [stop] = venue.resting(OrderPurpose.STOP)
+    async with desk_at(tmp_path, venue) as after:
+        assert after.executor.positions()[0].stop_order_id == ""
+        async with after.reconciler.running():
+            await quiet(after)
+            [position] = after.executor.positions()
+            assert position.stop_order_id == stop.client_order_id
+            await after.reconciler.reconcile()
+            assert after.executor.blocked_symbols() == {}
+            assert len([r for r in venue.sent if r.purpose is OrderPurpose.STOP]) == 1
+            venue.trigger(OrderPurpose.STOP, "99")
+            assert (await after.closed()).close_reason == "stop"
+            assert await venue.open_orders() == []
+
+
+async def test_a_liquidation_told_without_a_trade_id_is_not_booked_again_with_one(desk: Desk):
+    await opened(desk)
+    desk.venue.silent = True
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(1), "autoclose-1", "77")
+    desk.venue.silent = False
+    told = desk.venue.fills[-1]
+    desk.executor.on_event(msgspec.structs.replace(told, trade_id=f"77-{told.filled_ms}"))
+    await quiet(desk)
+    desk.venue.silent = True
+    desk.venue.trade("AUSDT", Side.SELL, Decimal("0.5"), "web_1", "78")  # missed: the venue's list is read
+    await desk.reconciler.reconcile()
+    [position] = desk.executor.positions()
+    assert position.quantity == Decimal("0.5")
+    assert await desk.equal()

@@ -37,6 +37,7 @@ POSITION_RISK = Call("GET", "/fapi/v3/positionRisk", weight=5, signed=True, prio
 BRACKETS = Call("GET", "/fapi/v1/leverageBracket", weight=1, signed=True)
 POSITION_MODE = Call("GET", "/fapi/v1/positionSide/dual", weight=30, signed=True)
 ASSETS_MODE = Call("GET", "/fapi/v1/multiAssetsMargin", weight=30, signed=True)
+SYMBOL_CONFIG = Call("GET", "/fapi/v1/symbolConfig", weight=5, signed=True)
 SET_MARGIN_TYPE = Call("POST", "/fapi/v1/marginType", kind=Kind.WRITE, signed=True, priority=True)
 SET_LEVERAGE = Call("POST", "/fapi/v1/leverage", kind=Kind.WRITE, signed=True, priority=True)
 PLACE = Call("POST", "/fapi/v1/order", weight=0, kind=Kind.ORDER, signed=True)
@@ -86,6 +87,26 @@ class AccountCalls:
                 "the account is in multi-assets mode and perpd keeps its books in one asset: choose "
                 "Single-Asset Mode in the venue's futures preferences"
             )
+        await self._learn_settings(frozenset(symbols))
+
+    async def _learn_settings(self, symbols: frozenset[str]) -> None:
+        """What is set already need not be set on the way of an order. Not told, it is set once more."""
+        try:
+            rows = await read(self._transport, SYMBOL_CONFIG, {}, codec.symbol_configs.decode)
+        except RequestRejected:
+            return
+        self._leverage = {
+            row.symbol: (row.leverage, row.margin_type.upper()) for row in rows if row.symbol in symbols
+        }
+
+    def setting_changed(self, symbol: str, leverage: int) -> None:
+        """The private stream says so; a person may have done it. Args: leverage: 0 where it is not told."""
+        if symbol in self._leverage and self._leverage[symbol][0] != leverage:
+            del self._leverage[symbol]
+
+    def settings_unknown(self) -> None:
+        """Changes may have been missed."""
+        self._leverage.clear()
 
     async def set_leverage(self, symbol: str, leverage: int, margin_type: str) -> None:
         """Set what differs from what we last set. Raises RequestRejected, VenueUnavailable."""

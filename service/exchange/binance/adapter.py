@@ -149,14 +149,18 @@ class BinanceExchange(AccountCalls):
         self, on_event: Callable[[UserEvent], None], on_gap: Callable[[], None]
     ) -> AsyncIterator[None]:
         """See the port. A repeated event, as a renewal brings, is harmless."""
-        events = UserEvents(lambda: stream.reconnect())
+        events = UserEvents(lambda: stream.reconnect(), on_setting=self.setting_changed)
+
+        def on_missed() -> None:
+            self.settings_unknown()
+            on_gap()
 
         def on_message(body: bytes) -> None:
             for event in events.decode(body):
                 on_event(event)
 
         keys = ListenKeys(create=self._new_key, keep_alive=self._keep_key)
-        stream = UserStream(self._settings, self._clock, keys, on_message, on_gap, self._silent)
+        stream = UserStream(self._settings, self._clock, keys, on_message, on_missed, self._silent)
         async with user_stream(stream, self._settings.request_limit_s):
             self._private = stream
             try:

@@ -787,5 +787,12 @@ class _ListenKey(msgspec.Struct, frozen=True, rename="camel"):
     listen_key: str
 
 
+class _SymbolConfig(msgspec.Struct, frozen=True, rename="camel"):
+    symbol: str
+    margin_type: str
+    leverage: int
+
+
+symbol_configs: Rows[_SymbolConfig] = Rows(_SymbolConfig, "symbolConfig")
 account_flag: Answer[_Flag] = Answer(_Flag, "account settings")
 listen_key: Answer[_ListenKey] = Answer(_ListenKey, "listenKey")

@@ -42,6 +42,7 @@ class _Envelope(msgspec.Struct, frozen=True):
     event_ms: int = field(name="E", default=0)
     order: msgspec.Raw = field(name="o", default=ABSENT)
     account: msgspec.Raw = field(name="a", default=ABSENT)
+    config: msgspec.Raw = field(name="ac", default=ABSENT)
     symbol: str = field(name="S", default="")
     data: msgspec.Raw = ABSENT
 
@@ -108,6 +109,12 @@ class _AccountPart(msgspec.Struct, frozen=True):
     symbol: str = field(name="S", default="")
 
 
+class _ConfigPart(msgspec.Struct, frozen=True):
+    symbol: str = field(name="s", default="")
+    leverage: int = field(name="l", default=0)
+
+
+_config_part = msgspec.json.Decoder(_ConfigPart, strict=False)
 _envelope = msgspec.json.Decoder(_Envelope, strict=False)
 _order_part = msgspec.json.Decoder(_OrderPart, strict=False)
 _algo_part = msgspec.json.Decoder(_AlgoPart, strict=False)
@@ -125,10 +132,20 @@ class _Conditional(msgspec.Struct):
 
 
 class UserEvents:
-    """Decoder of the private stream. `on_key_expired` is called when the venue drops the key."""
+    """Decoder of the private stream.
 
-    def __init__(self, on_key_expired: Callable[[], None], quote_asset: str = "USDT") -> None:
+    Args: on_key_expired: called when the venue drops the key; on_setting(symbol, leverage): called when a
+    symbol's settings changed, whoever changed them, with 0 where the leverage is not told.
+    """
+
+    def __init__(
+        self,
+        on_key_expired: Callable[[], None],
+        quote_asset: str = "USDT",
+        on_setting: Callable[[str, int], None] = lambda symbol, leverage: None,
+    ) -> None:
         self._on_key_expired = on_key_expired
+        self._on_setting = on_setting
         self._quote_asset = quote_asset
         self._conditionals: OrderedDict[str, _Conditional] = OrderedDict()  # by client id
         self._became: OrderedDict[str, str] = OrderedDict()  # venue id of the order it became -> client id
@@ -146,6 +163,10 @@ class UserEvents:
         if envelope.event == "ACCOUNT_UPDATE" and envelope.account:
             part = _account_part.decode(envelope.account)
             return self._account_events(part, part.symbol or envelope.symbol, envelope.at_ms)
+        if envelope.event == "ACCOUNT_CONFIG_UPDATE" and envelope.config:
+            changed = _config_part.decode(envelope.config)
+            if changed.symbol:
+                self._on_setting(changed.symbol, changed.leverage)
         if envelope.event == "listenKeyExpired":
             self._on_key_expired()
         return ()
@@ -243,6 +264,9 @@ class UserEvents:
         ]
 
     def _account_events(self, part: _AccountPart, symbol: str, at_ms: int) -> list[UserEvent]:
+        if part.reason == "MARGIN_TYPE_CHANGE":
+            for position in part.positions:
+                self._on_setting(position.symbol, 0)
         change = sum((each.change for each in part.balances if each.asset == self._quote_asset), ZERO)
         if not change:
             return []

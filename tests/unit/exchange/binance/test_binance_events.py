@@ -142,3 +142,15 @@ def test_a_status_we_do_not_know_is_judged_by_what_is_filled(events: UserEvents)
 def test_each_recorded_private_message_decodes(events: UserEvents, path: Path):
     for event in events.decode(path.read_bytes()):
         assert event
+
+
+def test_a_change_of_a_symbols_settings_is_told_whoever_made_it():
+    told: list[tuple[str, int]] = []
+    events = UserEvents(lambda: None, on_setting=lambda symbol, leverage: told.append((symbol, leverage)))
+    config = {"e": "ACCOUNT_CONFIG_UPDATE", "E": 1, "T": 1, "ac": {"s": "BTCUSDT", "l": 20}}
+    assert events.decode(json.dumps(config).encode()) == ()
+    multi = {"e": "ACCOUNT_CONFIG_UPDATE", "E": 1, "T": 1, "ai": {"j": True}}
+    assert events.decode(json.dumps(multi).encode()) == ()
+    margin = account_event("MARGIN_TYPE_CHANGE", 5, B=[], P=[{"s": "ETHUSDT", "pa": "0"}])
+    assert events.decode(margin) == []
+    assert told == [("BTCUSDT", 20), ("ETHUSDT", 0)]
