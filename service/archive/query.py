@@ -19,6 +19,7 @@ from service.errors import EXIT_USAGE, PerpdError
 FORMATS = ("table", "csv", "json", "parquet")
 DEFAULT_MEMORY_MB = 256
 PROCESS_MB = 128  # what the process needs beside what DuckDB counts
+LEAST_MB = 64  # less than this DuckDB cannot read lines in
 _SHOWN_ROWS = 1_000
 _TRIES = 3
 
@@ -45,7 +46,7 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
     """Run one statement and write its result. Raises: QueryFailed, SchemaNewer."""
     check_versions(directory)
     sql = sql.strip().rstrip(";")
-    with connected(max(memory_mb - PROCESS_MB, 32)) as connection:
+    with connected(max(memory_mb - PROCESS_MB, LEAST_MB)) as connection:
         longest_bytes = 0
         for attempt in range(_TRIES):
             try:

@@ -3,7 +3,8 @@
 Each round is a fresh process. It reports every record it is about to put, and every one whose `put`
 returned, through a pipe that outlives it. After SIGKILL at a random moment the archive is opened again, which
 replays the journal, and what is new in the segments is compared: lost is acknowledged and absent, duplicated
-is there more often than it was put. Sequence numbers must go on without a gap.
+is there more often than it was put. Sequence numbers must go on without a gap. At the end the archive is
+verified, that of the daemon once it is all compacted to Parquet.
 """
 
 import asyncio
@@ -55,6 +56,7 @@ class Found(msgspec.Struct, frozen=True):
     lost: int
     duplicated: int
     misnumbered: int
+    faults: int  # what `perpd archive verify` finds, and records that it counts too many or too few
     seconds: float
 
 
@@ -78,6 +80,7 @@ def torture(kind: str, kills: int, seed: int, directory: Path, *, tell: bool = F
                 ledger.settle()
             if tell and (number + 1) % max(kills // 10, 1) == 0:
                 print(f"{number + 1} kills: {ledger.words}", file=sys.stderr, flush=True)  # noqa: T201
+    ledger.verify(compacted=kind == "daemon")  # producers put one kind of record into every stream
     return ledger.found(kills, time.monotonic() - began_s)
 
 
@@ -90,9 +93,11 @@ def run(kind: str, kills: int, seed: int, directory: Path | None) -> int:
         f"{found.acknowledged} records acknowledged, {found.kept} kept "
         f"({found.unacknowledged} of them unacknowledged), {found.replayed} replayed from the journal, "
         f"{found.torn_bytes} torn bytes set aside\n"
-        f"lost {found.lost}, duplicated {found.duplicated}, misnumbered {found.misnumbered}"
+        f"lost {found.lost}, duplicated {found.duplicated}, misnumbered {found.misnumbered}, "
+        f"faults {found.faults}"
     )
-    return EXIT_FAILURE if found.lost or found.duplicated or found.misnumbered else EXIT_OK
+    faults = (found.lost, found.duplicated, found.misnumbered, found.faults)
+    return EXIT_FAILURE if any(faults) else EXIT_OK
 
 
 @contextmanager
@@ -221,6 +226,17 @@ class _Ledger:
         self._totals["acknowledged"] += self.acknowledged.total()
         self.put.clear()
         self.acknowledged.clear()
+
+    def verify(self, *, compacted: bool) -> None:
+        """Count again what is there, as `perpd archive verify` does."""
+        from service.archive.compaction import compact
+        from service.archive.verification import verify
+
+        if compacted:
+            self._totals["faults"] += compact(self._directory, newest=True).refused
+        reports = verify(self._directory)
+        self._totals["faults"] += sum(len(report.findings) for report in reports)
+        self._totals["faults"] += abs(sum(report.records for report in reports) - self._totals["kept"])
 
     async def _replay(self) -> None:
         async with archiving(self._directory, ArchiveSettings(), WallClock(), drain_limit_s=60) as archive:

@@ -95,7 +95,7 @@ def _daemon(spec: dict[str, Any]) -> None:
     from service.cli import run_command
 
     os.environ["PERPD_SIM__URL"] = spec["url"]
-    os.environ["PERPD_CYCLE__INTERVAL_S"] = "60"
+    os.environ["PERPD_ARCHIVE__COMPACT"] = "false"  # what is killed is compared line by line, then compacted
     start_nursery = nursery.start_nursery
 
     def start() -> nursery.Nursery:

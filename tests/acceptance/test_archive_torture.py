@@ -11,7 +11,7 @@ from service.archive.torture import _Ledger, digest, torture
 @pytest.mark.parametrize(("kind", "kills"), [("archive", 12), ("daemon", 3)])
 def test_no_acknowledged_record_is_lost_or_repeated_by_a_kill(kind: str, kills: int, tmp_path: Path) -> None:
     found = torture(kind, kills, 7, tmp_path)
-    assert (found.lost, found.duplicated, found.misnumbered) == (0, 0, 0)
+    assert (found.lost, found.duplicated, found.misnumbered, found.faults) == (0, 0, 0, 0)
     assert found.kills == kills
     assert found.acknowledged > 100
     assert found.kept >= found.acknowledged

@@ -60,7 +60,7 @@ def report(directory: Path, stream: str = "adjustments") -> StreamReport:
 
 def asked(directory: Path, sql: str, tmp_path: Path) -> list[dict[str, Any]]:
     out = tmp_path / "answer.json"
-    query(directory, sql, format="json", out=out, memory_mb=160)
+    query(directory, sql, format="json", out=out, memory_mb=256)
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -367,7 +367,7 @@ async def test_a_newer_schema_is_refused_by_writer_and_readers_in_words(
     with pytest.raises(SchemaNewer, match=words):
         verify(tmp_path)
     with pytest.raises(SchemaNewer, match=words):
-        query(tmp_path, "SELECT 1", format="table", out=None, memory_mb=160)
+        query(tmp_path, "SELECT 1", format="table", out=None, memory_mb=256)
     with pytest.raises(DataDirectoryUnusable, match=words):
         await record(tmp_path)
 
@@ -441,7 +441,7 @@ async def test_a_retention_for_an_unknown_stream_is_a_wrong_setting(tmp_path: Pa
 
 async def test_a_query_that_is_wrong_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(QueryFailed, match="nowhere"):
-        query(tmp_path, "SELECT * FROM nowhere", format="table", out=None, memory_mb=160)
+        query(tmp_path, "SELECT * FROM nowhere", format="table", out=None, memory_mb=256)
 
 
 async def test_a_view_of_a_stream_without_records_is_empty_and_typed(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ async def test_an_answer_is_written_in_each_format(tmp_path: Path, format: str) 
     directory = tmp_path / "archive"
     await record(directory)
     out = tmp_path / f"answer.{format}"
-    query(directory, "SELECT seq FROM adjustments ORDER BY seq;", format=format, out=out, memory_mb=160)
+    query(directory, "SELECT seq FROM adjustments ORDER BY seq;", format=format, out=out, memory_mb=256)
     if format == "parquet":
         rows = asked(directory, f"SELECT count(*) AS n FROM read_parquet('{out}')", tmp_path)
         assert rows == [{"n": 60}]
