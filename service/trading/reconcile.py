@@ -395,10 +395,9 @@ class Reconciler:
         held = {p.symbol: p.quantity for p in account.positions}
         known = {p.symbol for p in (*ours.positions, *ours.pending)} | ours.skipped
         known |= {order.symbol for order in ours.orders}
-        for symbol in sorted((held.keys() | self._ledger.held_symbols()) - known):
-            quantity = held.get(symbol, ZERO)
-            if self._ledger.holding(symbol).quantity != quantity:
-                await self._apart(symbol, self._agree_on(symbol, quantity))
+        for symbol in self._disagreeing(account):
+            if symbol not in known:
+                await self._apart(symbol, self._agree_on(symbol, held.get(symbol, ZERO)))
 
     async def _agree_on(self, symbol: str, quantity: Decimal) -> None:
         await self._book_missed(
@@ -437,8 +436,8 @@ class Reconciler:
     async def _correct(self, symbol: str, why: str) -> bool:
         """Take over what the venue holds of the symbol, and its wallet, as a recorded correction.
 
-        The wallet is everybody's: a snapshot counts only when nothing was booked on any symbol since. False
-        when there was no such moment; the next pass tries again.
+        The wallet is everybody's: a snapshot counts only when what was executed on other symbols is booked,
+        and nothing was booked on any since. False when there was no such moment; the next pass tries again.
         """
         executor = self._executor
         for _ in range(CORRECTION_ATTEMPTS):
@@ -446,6 +445,10 @@ class Reconciler:
             revision = executor.revision
             account = await self._exchange.account()
             await executor.events_applied()
+            for other in self._disagreeing(account):
+                if other != symbol:
+                    since_ms = await self._unheard_since_ms(other)
+                    await self._apart(other, self._book_missed(other, since_ms))
             theirs = next((p for p in account.positions if p.symbol == symbol), None)
             holding = (
                 Holding(quantity=theirs.quantity, cost=theirs.quantity * theirs.entry_price)
@@ -460,6 +463,21 @@ class Reconciler:
                 log.error("books corrected", symbol=symbol, amount=str(correction.amount), reason=why)
                 return True
         return False
+
+    def _disagreeing(self, account: Account) -> list[str]:
+        """Symbols of which the venue holds another quantity than our ledger."""
+        held = {p.symbol: p.quantity for p in account.positions}
+        return sorted(
+            symbol
+            for symbol in held.keys() | self._ledger.held_symbols()
+            if self._ledger.holding(symbol).quantity != held.get(symbol, ZERO)
+        )
+
+    async def _unheard_since_ms(self, symbol: str) -> int:
+        """When what we have not heard of a symbol can have begun."""
+        opened = [p.opened_ms for p in self._executor.positions() if p.symbol == symbol]
+        before_ms = max(await self._seen_until_ms() - OVERLAP_MS, self._ledger.started_ms)
+        return min([before_ms, *opened])
 
     async def _clear_orphans(self, found: Plan) -> None:
         """Cancel conditional orders of perpd that nobody knows of, where nothing is held, seen twice."""

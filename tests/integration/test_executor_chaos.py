@@ -230,5 +230,5 @@ async def lived_through(path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_after_random_faults_and_restarts_the_books_agree(tmp_path: Path, seed: int):
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         await lived_through(tmp_path, seed)

@@ -10,7 +10,16 @@ import pytest
 
 from service.clock import WallClock
 from service.errors import DataDirectoryUnusable, OrderRejected, StateConflict
-from service.records import Adjustment, OrderPurpose, OrderStatus, Position, RefusalReason, Side
+from service.records import (
+    Account,
+    Adjustment,
+    Fill,
+    OrderPurpose,
+    OrderStatus,
+    Position,
+    RefusalReason,
+    Side,
+)
 from service.trading import reconcile
 from service.trading.orders import client_order_id
 from tests.integration.trading_desk import (
@@ -312,3 +321,35 @@ async def test_a_liquidation_told_without_a_trade_id_is_not_booked_again_with_on
     [position] = desk.executor.positions()
     assert position.quantity == Decimal("0.5")
     assert await desk.equal()
+
+
+async def test_a_correction_leaves_what_was_missed_on_another_symbol_to_its_executions(desk: Desk):
+    await opened(desk)
+    await desk.executor.open(signal("s2", "BUSDT"), approved())
+    await quiet(desk)
+    desk.venue.silent = True
+    desk.venue.mark = Decimal(99)
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(2), "web_1")
+    executions = desk.venue.executions
+
+    async def without_the_first(symbol: str, since_ms: int) -> list[Fill]:
+        return [] if symbol == "AUSDT" else await executions(symbol, since_ms)
+
+    desk.venue.executions = without_the_first
+    await desk.reconciler.reconcile()
+    account, calls = desk.venue.account, 0
+
+    async def closed_between_the_two_looks() -> Account:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # the snapshot of the correction; no event tells of it
+            desk.venue.trade("BUSDT", Side.SELL, Decimal(2), "adl_autoclose")
+        return await account()
+
+    desk.venue.account = closed_between_the_two_looks
+    for _ in range(3):
+        await desk.reconciler.reconcile()
+    assert desk.executor.positions() == ()
+    assert await desk.equal()
+    closed = {p.symbol: p.close_reason for p in await desk.store.closed_positions(9)}
+    assert closed == {"AUSDT": "manual", "BUSDT": "adl"}

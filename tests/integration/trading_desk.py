@@ -306,7 +306,7 @@ class Desk(msgspec.Struct, kw_only=True):
 
 async def quiet(desk: Desk) -> None:
     """Everything in flight has ended; unlike `settle`, entries stay allowed."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             await desk.executor.events_applied()
             waiting = [*desk.executor._flights, *desk.executor._protector.background]
@@ -405,7 +405,7 @@ def refusal(answer: Position | Refused) -> RefusalReason:
 
 
 async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
