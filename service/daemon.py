@@ -36,7 +36,8 @@ from service.errors import (
 )
 from service.exchange.gate import Gate
 from service.exchange.venue import Venue, open_venue
-from service.learning.feature_cache import CacheStatistics, FeatureCache
+from service.gauges import Gauges, archive_gauges, cache_gauges, delay_gauges, trading_gauges
+from service.learning.feature_cache import FeatureCache
 from service.learning.slot_file import FILE_NAME as SLOT_FILE_NAME
 from service.learning.slot_file import SlotFile
 from service.logs import RUN_SUMMARY, configure, log_failure, set_level
@@ -248,28 +249,6 @@ def _feature_cache(
     return FeatureCache(features, monitor, tier)
 
 
-def _cache_gauges(cache: CacheStatistics) -> dict[str, tuple[str, float]]:
-    return {
-        "perpd_features_entries": ("Results the feature cache holds in memory", float(cache.entries)),
-        "perpd_features_hit_ratio": ("Share of results that need not be computed", cache.hit_fraction),
-        "perpd_features_saved_seconds": ("Wall time the feature cache saved, lookups paid", cache.saved_s),
-        "perpd_features_tier_failures": ("Times the cache's second tier failed", float(cache.tier_failures)),
-    }
-
-
-def _delay_gauges(monitor: PerformanceMonitor) -> dict[str, tuple[str, float]]:
-    """Of the last signals, the longest of all; nothing before the first."""
-    recent, ever = monitor.percentiles(CLOSE_TO_SIGNAL), monitor.totals().get(CLOSE_TO_SIGNAL)
-    if recent is None or ever is None:
-        return {}
-    words = "Wall time from a candle's close to its signal being ready"
-    return {
-        "perpd_close_to_signal_p50_seconds": (f"{words}, recent median", recent.p50),
-        "perpd_close_to_signal_p95_seconds": (f"{words}, recent 95th percentile", recent.p95),
-        "perpd_close_to_signal_max_seconds": (f"{words}, longest", ever.longest_s),
-    }
-
-
 class _Opened:
     """The run once the outside world is open: market, books, then cycles."""
 
@@ -336,7 +315,7 @@ class _Opened:
         self.shed = 0  # in the last cycle
         self.finished_s = self.clock.monotonic_s()
         self.marks = marks
-        self.gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
+        self.gauges: Callable[[], Gauges] = dict
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
         """Open the market and the books, then run cycles until the stop, then settle."""
@@ -609,39 +588,14 @@ class _Opened:
             return "state cannot be written"
         return self.lease.may_send() or self.failing or self.guard.entries_off
 
-    def _gauges(self) -> dict[str, tuple[str, float]]:
-        """Name to (help, value) of what only the open parts know."""
-        executor, feed, account = self.parts.executor, self.parts.feed, self.parts.equity.account
-        unprotected = max((seconds for _, seconds in executor.unprotected()), default=0.0)
-        gauges = {
-            "perpd_positions_open": ("Positions open", float(len(executor.positions()))),
-            "perpd_shadow_positions_open": ("Shadow positions open", float(self.parts.shadows.open_count)),
-            "perpd_unprotected_seconds": ("Longest time a position now lacks its stop", unprotected),
-            "perpd_symbols_shed": (
-                "Symbols the last cycle did not reach before its deadline",
-                float(self.shed),
-            ),
-            "perpd_event_queue_depth": ("Private stream events waiting", float(executor.queue_depth)),
-            "perpd_lease_epoch": ("Fencing token of the lease on the account", float(self.lease.epoch)),
-            "perpd_lease_held": ("1 while orders may be sent", float(not self.lease.may_send())),
-            "perpd_repair_queue_depth": ("Series waiting for repair", float(feed.statistics()["depth"])),
+    def _gauges(self) -> Gauges:
+        """What only the open parts know."""
+        return {
+            **trading_gauges(self.parts, self.kill, self.lease, self.shed),
+            **archive_gauges(self.archive.statistics(), self.keeper),
+            **cache_gauges(self.cache.statistics()),
+            **delay_gauges(self.monitor),
         }
-        gauges |= _cache_gauges(self.cache.statistics()) | _delay_gauges(self.monitor)
-        archive, keeper = self.archive.statistics(), self.keeper
-        gauges |= {
-            "perpd_archive_disk_bytes": ("Bytes of the archive on disk", float(keeper.disk_bytes)),
-            "perpd_archive_disk_free_bytes": ("Bytes free on its disk", float(keeper.disk_free_bytes)),
-            "perpd_archive_journal_bytes": ("Bytes in its journal", float(archive.journal_bytes)),
-            "perpd_archive_writable": ("1 when the archive can be written", float(archive.writable)),
-        }
-        severity = self.kill.level.severity + 1 if self.kill and self.kill.level else 0
-        gauges["perpd_kill_level"] = (
-            "0 free, 1 no entries, 2 reduce only, 3 flatten",
-            float(severity),
-        )
-        if account is not None:
-            gauges["perpd_equity"] = ("Equity with open positions, quote currency", float(account.equity))
-        return gauges
 
     # -- cycles
 
