@@ -111,6 +111,14 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     add_arguments(sim)
     sim.set_defaults(function=_sim)
 
+    simulate = commands.add_parser(
+        "simulate", help="trade through seeded faults and crashes, in virtual time"
+    )
+    from service.simulation.command import add_arguments as add_simulate_arguments
+
+    add_simulate_arguments(simulate)
+    simulate.set_defaults(function=_simulate)
+
     bench = commands.add_parser("bench", help="measure perpd on this machine")
     if command == "bench":
         from service.bench.command import add_arguments as add_bench_arguments
@@ -237,6 +245,12 @@ def _store(args: argparse.Namespace) -> int:
 
 def _sim(args: argparse.Namespace) -> int:
     from service.exchange.simulated.command import run
+
+    return run(args)
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from service.simulation.command import run
 
     return run(args)
 

@@ -6,6 +6,7 @@ exchange and the daemon, since both scale the same monotonic clock of this machi
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 
@@ -42,20 +43,27 @@ class ScaledClock:
     """Market time of an accelerated simulation.
 
     Args: origin_ms: market time at `origin_monotonic_s` on this machine's monotonic clock;
-    speed: market milliseconds per wall millisecond, > 0.
+    speed: market milliseconds per wall millisecond, > 0; monotonic_s: the clock that both read.
     `sleep_s` and `sleep_until` take market time; `monotonic_s` stays wall time, for measuring work.
     """
 
-    def __init__(self, origin_ms: int, origin_monotonic_s: float, speed: float) -> None:
+    def __init__(
+        self,
+        origin_ms: int,
+        origin_monotonic_s: float,
+        speed: float,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic_s = monotonic_s
         self.origin_ms = origin_ms
         self.origin_monotonic_s = origin_monotonic_s
         self.speed = speed
 
     def now_ms(self) -> int:
-        return self.origin_ms + int((time.monotonic() - self.origin_monotonic_s) * 1000 * self.speed)
+        return self.origin_ms + int((self._monotonic_s() - self.origin_monotonic_s) * 1000 * self.speed)
 
     def monotonic_s(self) -> float:
-        return time.monotonic()
+        return self._monotonic_s()
 
     async def sleep_s(self, seconds: float) -> None:
         await asyncio.sleep(max(seconds, 0.0) / self.speed)

@@ -26,6 +26,7 @@ from service.records import (
 )
 from service.settings import CycleSettings, Settings
 from service.trading.decide import as_decision, decide
+from service.trading.decision_log import DecisionLog
 from service.trading.equity import EquityWatch
 from service.trading.executor import Executor
 from service.trading.following import ShadowFollower
@@ -59,6 +60,7 @@ class Parts:
     follower: ShadowFollower
     store: StateStore
     archive: DataArchiver
+    decisions: DecisionLog
     monitor: PerformanceMonitor
     collector: Collector
     load: Callable[[], Load]
@@ -143,23 +145,29 @@ async def _decide_all(
     )
     limits = Limits(trading=trading, risk=risk)
     decisions: list[tuple[Signal, Decision]] = []
+    refused: list[tuple[Signal, Decision]] = []
     ranked_signals = rank_signals(signals, max_signals=trading.max_signals)
     for ranked in ranked_signals:
         context = msgspec.structs.replace(context, entries_off=parts.entries_off(), halt=parts.halt())
-        answer, context = await _answer(parts, ranked, context, limits)
+        answer = _judge(parts, ranked, context, limits)
+        approved = answer if isinstance(answer, Approved) else None
+        if approved is not None:
+            decision = as_decision(ranked, approved, cycle=cycle, now_ms=parts.clock.now_ms())
+            await parts.decisions.begin((ranked.signal, decision))
+            answer, context = await _enter(parts, ranked, approved, context)
         decision = as_decision(ranked, answer, cycle=cycle, now_ms=parts.clock.now_ms())
+        if approved is not None:
+            await _keep(parts, [(ranked.signal, decision)])  # at once: it is about an order that was sent
+        else:
+            refused.append((ranked.signal, decision))
         decisions.append((ranked.signal, decision))
-        if isinstance(answer, Approved):
-            await _keep(parts, decisions[-1:])  # at once: a crash later in the cycle must not decide it again
-    await _keep(parts, [pair for pair in decisions if pair[1].outcome is DecisionOutcome.REFUSED])
+    await _keep(parts, refused)
     return decisions
 
 
-async def _answer(
-    parts: Parts, ranked: Ranked, context: RiskContext, limits: Limits
-) -> tuple[Approved | Refused, RiskContext]:
+def _judge(parts: Parts, ranked: Ranked, context: RiskContext, limits: Limits) -> Approved | Refused:
     symbol = ranked.signal.symbol
-    answer = decide(
+    return decide(
         _at_last_price(ranked, parts.feed.last_price(symbol)),
         context,
         limits,
@@ -167,14 +175,18 @@ async def _answer(
         parts.brackets.get(symbol, ()),
         Decimal(repr(parts.settings.sim.taker_fee_fraction)),
     )
-    if isinstance(answer, Refused):
-        return answer, context
+
+
+async def _enter(
+    parts: Parts, ranked: Ranked, approved: Approved, context: RiskContext
+) -> tuple[Approved | Refused, RiskContext]:
+    symbol = ranked.signal.symbol
     with parts.monitor.operation("open position"):
-        opened = await parts.executor.open(ranked.signal, answer)
+        opened = await parts.executor.open(ranked.signal, approved)
     if isinstance(opened, Refused):
         # An order of unknown fate may have become a position: it takes its place until that is known.
         unknown = opened.reason is RefusalReason.ORDER_UNKNOWN
-        return opened, after_entry(context, symbol, float(answer.margin)) if unknown else context
+        return opened, after_entry(context, symbol, float(approved.margin)) if unknown else context
     log.info(
         "position opened",
         symbol=symbol,
@@ -186,7 +198,7 @@ async def _answer(
         leverage=opened.leverage,
         confidence=round(ranked.signal.confidence, 3),
     )
-    return answer, after_entry(context, symbol, float(answer.margin))
+    return approved, after_entry(context, symbol, float(approved.margin))
 
 
 def _at_last_price(ranked: Ranked, price: float | None) -> Ranked:
@@ -201,11 +213,9 @@ async def _keep(parts: Parts, decisions: Sequence[tuple[Signal, Decision]]) -> N
     """Every signal and its decision is recorded, and every signal is followed as a shadow, traded or not."""
     if not decisions:
         return
-    await parts.store.save_signal_decided(decisions)
+    await parts.decisions.keep(decisions)
     for signal, decision in decisions:
         parts.decided[signal.signal_id] = signal.candle_close_ms
-        await parts.archive.put("signals", signal)
-        await parts.archive.put("decisions", decision)
         parts.shadows.open(signal, traded=decision.outcome is DecisionOutcome.ACCEPTED)
 
 

@@ -62,12 +62,13 @@ from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import CacheTier, Clock, Exchange
-from service.records import CycleReport, Instrument
+from service.records import CycleReport, DecisionOutcome, Instrument
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.bans import keeping_bans
 from service.store.opening import State, open_state
 from service.summary import RunSummary
+from service.trading.decision_log import DecisionLog
 from service.trading.equity import EquityWatch
 from service.trading.executor import Executor
 from service.trading.following import ShadowFollower
@@ -184,7 +185,7 @@ async def _trade(
 
                 await require(loaded, directory, venue.access)
             cache = _feature_cache(loaded, venue.clock.speed, directory, monitor)
-            opened = _Opened(
+            opened = OpenDaemon(
                 settings,
                 directory,
                 monitor,
@@ -249,7 +250,7 @@ def _feature_cache(
     return FeatureCache(features, monitor, tier)
 
 
-class _Opened:
+class OpenDaemon:
     """The run once the outside world is open: market, books, then cycles."""
 
     def __init__(
@@ -366,7 +367,7 @@ class _Opened:
     ) -> None:
         settings, exchange, clock = self.settings, self.exchange, self.clock
         instruments = InstrumentTable(await exchange.instruments())
-        ledger = await self._open_ledger()
+        self.ledger = ledger = await self._open_ledger()
         shadows = ShadowBook(
             self.store,
             self.archive,
@@ -434,6 +435,7 @@ class _Opened:
             follower=ShadowFollower(shadows, feed, exchange, FundingHistory(exchange, clock), self.monitor),
             store=self.store,
             archive=self.archive,
+            decisions=DecisionLog(self.store, self.archive),
             monitor=self.monitor,
             collector=self.collector,
             load=lambda: self.guard.load,
@@ -528,7 +530,9 @@ class _Opened:
         )
 
     async def _decided_before(self) -> None:
-        """A signal decided before the restart is not decided again."""
+        """A signal decided before the restart is not decided again, and its record is complete."""
+        for signal, decision in await self.parts.decisions.recover():
+            self.parts.shadows.open(signal, traded=decision.outcome is DecisionOutcome.ACCEPTED)
         newest = self.clock.now_ms()
         known = await self.store.decided_since(newest - 2 * 3_600_000)
         self.parts.decided.update(dict.fromkeys(known, newest))

@@ -137,6 +137,10 @@ class Archive(Protocol):
     @property
     def writable(self) -> bool: ...
 
+    def sequence(self, stream: str) -> int:
+        """The last number given out in a stream, 0 before the first; after a start, of what is durable."""
+        ...
+
 
 class StateStore(Protocol):
     """Durable state: what a restart must know. Each call is one transaction, durable on return.

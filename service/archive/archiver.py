@@ -211,6 +211,10 @@ class DataArchiver:
 
     # -- what others ask
 
+    def sequence(self, stream: str) -> int:
+        """The last number given out in a stream; after a start, of what is on disk."""
+        return self._streams[stream].next_sequence - 1
+
     @property
     def writable(self) -> bool:
         """False from the first refused write until all that waits is written again."""

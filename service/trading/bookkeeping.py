@@ -31,6 +31,7 @@ from service.trading.positions import (
     close_reason,
     is_open,
     never_opened,
+    reopened,
     with_close,
     without_protection,
 )
@@ -193,9 +194,12 @@ class Bookkeeper:
             self._recorder.count("trading.fills")
             self._outbox.put("fills", fill)
             if order is not None:
-                if position is not None:
-                    self._books.remember(order)  # an entry that had been given up comes back with it
                 name = order.client_order_id
+                if position is not None:
+                    if position.position_id not in self._books.positions:  # it comes back
+                        before = await self._books.booked(name) - fill.quantity
+                        self._books.filled[name] = self._books.entered[position.position_id] = before
+                    self._books.remember(order)
                 self._books.filled[name] = self._books.filled.get(name, ZERO) + fill.quantity
             if record is not None and outcome is not None:
                 if outcome.foreign:
@@ -376,8 +380,8 @@ class Bookkeeper:
         position = self._books.positions.get(order.position_id)
         if position is None and order.purpose is OrderPurpose.ENTRY:
             stored = await self._store.position(order.position_id)
-            if stored is not None and not stored.entry_price:  # given up too early: it did open
-                return msgspec.structs.replace(stored, closed_ms=0)
+            if stored is not None:  # given up, or closed, before all of its entry was known
+                return reopened(stored)
         return position
 
     async def end_position(self, position_id: str, reason: CloseReason) -> None:

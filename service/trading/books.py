@@ -73,7 +73,7 @@ class Books:
             name = client_order_id(position_id, "entry", attempt)
             if await self._store.order(name) is None:
                 return total
-            total += await self._booked(name)
+            total += await self.booked(name)
         raise AssertionError("unreachable")
 
     async def _restore_leg(self, position_id: str, leg: str) -> None:
@@ -85,10 +85,11 @@ class Books:
             await self._restore_order(order)
 
     async def _restore_order(self, order: Order) -> None:
-        self.filled[order.client_order_id] = await self._booked(order.client_order_id)
+        self.filled[order.client_order_id] = await self.booked(order.client_order_id)
         self.orders[order.client_order_id] = order
 
-    async def _booked(self, name: str) -> Decimal:
+    async def booked(self, name: str) -> Decimal:
+        """The quantity of an order's executions in the store."""
         return sum((fill.quantity for fill in await self._store.fills(name)), ZERO)
 
     def working_orders(self) -> tuple[Order, ...]:

@@ -60,8 +60,11 @@ class Closer:
 
     async def _exit(self, name: str) -> bool:
         for order in self._books.working_orders():
-            earlier = order.position_id == name and order.purpose is OrderPurpose.EXIT
-            if earlier and not await self._sender.ask(order):
+            if order.position_id != name:
+                continue
+            if order.purpose is OrderPurpose.ENTRY:
+                await self._sender.ask(order)  # what else it filled is closed as well
+            elif order.purpose is OrderPurpose.EXIT and not await self._sender.ask(order):
                 return False  # it may still fill: never two
         position = self._books.positions.get(name)
         if position is None:

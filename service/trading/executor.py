@@ -380,6 +380,11 @@ class Executor:
         """See to it that the position has its stop and its target."""
         self._protector.protect(position_id)
 
+    def is_leftover(self, order: Order) -> bool:
+        """An order that must not rest, by what is known of it now."""
+        known = self._books.orders.get(order.client_order_id, order)
+        return not known.type.conditional or self._books.is_leftover(known)
+
     def _sweep(self, position_id: str) -> None:
         self._protector.sweep(position_id)
 

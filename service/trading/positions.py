@@ -117,6 +117,13 @@ def never_opened(position: Position, now_ms: int) -> Position:
     return msgspec.structs.replace(position, closed_ms=max(now_ms, 1), close_reason="")
 
 
+def reopened(position: Position) -> Position:
+    """An ended position whose entry filled more than was known: it holds that and has no protection."""
+    return msgspec.structs.replace(
+        position, closed_ms=0, close_reason="", stop_order_id="", target_order_id="", protected_ms=0
+    )
+
+
 def without_protection(position: Position, purpose: OrderPurpose) -> Position:
     """The position without its stop, or without its target."""
     if purpose is OrderPurpose.STOP:

@@ -295,8 +295,9 @@ class Reconciler:
         self._place_missing_stops(found)
         self._place_missing_targets(found)
         for order in found.sweep:
-            self._recorder.count("reconcile.orphans")
-            await executor.cancel(order)
+            if executor.is_leftover(order):  # what was learned above may have made it the stop that counts
+                self._recorder.count("reconcile.orphans")
+                await executor.cancel(order)
         for position in found.given_up:
             await executor.give_up_entry(position.position_id)
         for position in (*found.vanished, *(p for p, _ in found.changed)):

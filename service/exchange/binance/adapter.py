@@ -10,10 +10,12 @@ from service.exchange.binance.events import UserEvents
 from service.exchange.binance.rest import Call, RestClient, first_contact, open_rest, read
 from service.exchange.binance.streams import (
     CandleStream,
+    Connect,
     ListenKeys,
     UserStream,
     background,
     candle_stream,
+    connect,
     user_stream,
 )
 from service.exchange.gate import OPEN, Gate
@@ -52,8 +54,10 @@ class BinanceExchange(AccountCalls):
         clock: Clock,
         stop_working_type: str,
         recorder: Recorder | None = None,
+        connect: Connect = connect,
     ) -> None:
         super().__init__(rest, clock, stop_working_type)
+        self._connect = connect
         self._recorder = recorder
         self._private: UserStream | None = None
         self._rest = rest
@@ -141,7 +145,9 @@ class BinanceExchange(AccountCalls):
         on_candle: Callable[[CandleUpdate], None],
         on_gap: Callable[[Sequence[str]], None],
     ) -> AbstractAsyncContextManager[None]:
-        stream = CandleStream(self._settings, self._clock, timeframe, on_candle, on_gap, self._silent)
+        stream = CandleStream(
+            self._settings, self._clock, timeframe, on_candle, on_gap, self._silent, self._connect
+        )
         return candle_stream(stream, symbols, self._settings.request_limit_s)
 
     @asynccontextmanager
@@ -160,7 +166,9 @@ class BinanceExchange(AccountCalls):
                 on_event(event)
 
         keys = ListenKeys(create=self._new_key, keep_alive=self._keep_key)
-        stream = UserStream(self._settings, self._clock, keys, on_message, on_missed, self._silent)
+        stream = UserStream(
+            self._settings, self._clock, keys, on_message, on_missed, self._silent, self._connect
+        )
         async with user_stream(stream, self._settings.request_limit_s):
             self._private = stream
             try:

@@ -115,7 +115,6 @@ class RestClient:
         self._api_key = api_key
         self._api_secret = api_secret
         self._recorder = recorder
-        self._random = random.Random()
         self._offset_ms = 0
         self._gate = gate
         self.host = URL(self._base).authority
@@ -245,7 +244,7 @@ class RestClient:
 
     async def _pause(self, attempt: int) -> None:
         """Wall time, doubling, with jitter so that many readers do not come back at once."""
-        pause_s = FIRST_PAUSE_S * 2 ** (attempt - 1) * self._random.uniform(0.5, 1.5)
+        pause_s = FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
         await self._clock.sleep_s(pause_s * self._clock.speed)
 
 

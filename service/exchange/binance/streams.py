@@ -108,7 +108,7 @@ class Link(picows.WSListener):
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         if frame.msg_type == picows.WSMsgType.TEXT and frame.fin:
-            self._deliver(frame.get_payload_as_bytes())
+            self.deliver(frame.get_payload_as_bytes())
         elif frame.msg_type == picows.WSMsgType.TEXT:
             self._fragments = bytearray(frame.get_payload_as_memoryview())
         elif frame.msg_type == picows.WSMsgType.CONTINUATION:
@@ -117,11 +117,12 @@ class Link(picows.WSListener):
                 self.close()
             elif frame.fin:
                 body, self._fragments = bytes(self._fragments), bytearray()
-                self._deliver(body)
+                self.deliver(body)
         elif frame.msg_type == picows.WSMsgType.CLOSE:
             self.close()
 
-    def _deliver(self, body: bytes) -> None:
+    def deliver(self, body: bytes) -> None:
+        """Take one whole text message."""
         self.heard_s = self._clock.monotonic_s()
         try:
             self._on_text(self, body)
@@ -184,6 +185,10 @@ async def connect(url: str, on_text: Callable[[Link, bytes], None], clock: Clock
     return link
 
 
+Connect = Callable[[str, Callable[[Link, bytes], None], Clock, float], Awaitable[Link]]
+"""What opens a connection: `connect`, or a simulation's own."""
+
+
 def nothing() -> None:
     """Nobody asked to be told."""
 
@@ -217,7 +222,6 @@ class Supervisor:
         self._clock = clock
         self._silence_limit_s = silence_limit_s
         self._renew_after_s = renew_after_s
-        self._random = random.Random()
         self._missed = False
         self.open = asyncio.Event()
         self.reconnects = 0
@@ -305,7 +309,7 @@ class Supervisor:
 
     async def _pause(self, failures: int) -> None:
         pause_s = min(FIRST_PAUSE_S * 2 ** min(failures - 1, 10), LONGEST_PAUSE_S)
-        await asyncio.sleep(pause_s * self._random.uniform(0.5, 1.5))
+        await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
 
 
 class CandleStream:
@@ -319,7 +323,9 @@ class CandleStream:
         on_candle: Callable[[CandleUpdate], None],
         on_gap: Callable[[Sequence[str]], None],
         on_silence: Callable[[], None] = nothing,
+        connect: Connect = connect,
     ) -> None:
+        self._connect = connect
         self._settings = settings
         self._clock = clock
         self._on_silence = on_silence
@@ -345,7 +351,7 @@ class CandleStream:
         )
 
     async def _dial(self, symbols: Sequence[str]) -> Link:
-        link = await connect(self._url, self.on_text, self._clock, self._settings.request_limit_s)
+        link = await self._connect(self._url, self.on_text, self._clock, self._settings.request_limit_s)
         names = [f"{symbol.lower()}@kline_{self._timeframe}" for symbol in symbols]
         try:
             for at in range(0, len(names), NAMES_PER_REQUEST):
@@ -421,7 +427,9 @@ class UserStream:
         on_message: Callable[[bytes], None],
         on_gap: Callable[[], None],
         on_silence: Callable[[], None] = nothing,
+        connect: Connect = connect,
     ) -> None:
+        self._connect = connect
         self._settings = settings
         self._clock = clock
         self._on_silence = on_silence
@@ -444,7 +452,7 @@ class UserStream:
     async def _dial(self) -> Link:
         key = await self._keys.create()
         url = f"{self._settings.stream_url.rstrip('/')}/private/ws?listenKey={quote(key, safe='')}"
-        self._link = await connect(url, self._on_text, self._clock, self._settings.request_limit_s)
+        self._link = await self._connect(url, self._on_text, self._clock, self._settings.request_limit_s)
         return self._link
 
     def _on_text(self, link: Link, body: bytes) -> None:

@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY:SECRET",
         help=f"an API key; may be repeated (default {DEFAULT_KEY})",
     )
+    parser.add_argument(
+        "--faults",
+        type=Path,
+        metavar="FILE",
+        help="disturb clients as this TOML file says (docs/simulation.md)",
+    )
     parser.add_argument("--parent", action="store_true", help="save and exit when standard input ends")
 
 
@@ -180,6 +186,7 @@ def open_tape(args: argparse.Namespace) -> "Tape":
 
 def server_options(args: argparse.Namespace, tape: "Tape", keys: Mapping[str, str]) -> "ServerOptions":
     from service.exchange.simulated.engine import Assumptions
+    from service.exchange.simulated.fault_plan import read_fault_file
     from service.exchange.simulated.server import ServerOptions
 
     return ServerOptions(
@@ -196,6 +203,7 @@ def server_options(args: argparse.Namespace, tape: "Tape", keys: Mapping[str, st
         stream_messages_per_s=args.stream_messages,
         state=args.state,
         market=market_name(args, tape),
+        faults=read_fault_file(args.faults) if args.faults else None,
     )
 
 
@@ -225,7 +233,13 @@ async def _serve(
     async with serving(tape, options, listener) as venue, watching_parent(args.parent, stop):
         log.info(READY, **ready_facts(args.host, venue))
         await stop.wait()
-    log.info("simulated exchange stopped", market_ms=venue.clock.now_ms(), **venue.streams.statistics())
+    struck = dict(sorted(options.faults.counts.items())) if options.faults else {}
+    log.info(
+        "simulated exchange stopped",
+        market_ms=venue.clock.now_ms(),
+        **venue.streams.statistics(),
+        **({"faults": struck} if struck else {}),
+    )
     return EXIT_OK
 
 

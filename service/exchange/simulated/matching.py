@@ -15,6 +15,7 @@ Assumptions, all of them stated here:
   rest. What is left pays the liquidation fee.
 - A triggered order carries the client algo id as its client order id.
 - Triggered market orders are exempt from PERCENT_PRICE: a stop always executes.
+- `portions` and `trigger_refusal` let faults split a market order's fill and refuse a trigger's order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -151,6 +152,8 @@ class Matching:
         self._events: list[tuple[str, JSON]] = []
         self._markets: dict[str, Market] = {}
         self._held: dict[str, Market] = {}  # markets with a position
+        self.portions: Callable[[Decimal, Decimal], Sequence[Decimal]] = lambda quantity, step: (quantity,)
+        self.trigger_refusal: Callable[[], str] = str
         for instrument in instruments:
             self.add_instrument(instrument, brackets.get(instrument.symbol, ()))
 
@@ -179,6 +182,49 @@ class Matching:
                 self._close_by_venue(
                     account, market, position, price, "settlement_autoclose-", "TRADE", fee=ZERO
                 )
+
+    def force_liquidation(self, key: str, symbol: str, at_ms: int) -> None:
+        """Liquidate an account's position in a symbol, whatever its margin."""
+        self._advance(at_ms)
+        account, market = self._accounts[key], self._markets[symbol]
+        for position in self._positions_of(account, symbol):
+            backing = position.isolated_wallet if position.isolated else account.cross_wallet
+            self._liquidate(account, market, position, backing)
+
+    def force_deleveraging(self, key: str, symbol: str, at_ms: int) -> None:
+        """Close an account's position in a symbol at the mark price, as the venue's ADL does."""
+        self._advance(at_ms)
+        account, market = self._accounts[key], self._markets[symbol]
+        for position in self._positions_of(account, symbol):
+            price = on_tick(market.instrument, market.mark_price, up=position.quantity < 0)
+            self._close_by_venue(account, market, position, price, "adl_autoclose", "TRADE")
+
+    def held(self) -> list[tuple[str, str]]:
+        """(account key, symbol) of every position."""
+        return [(key, p.symbol) for key, a in self._accounts.items() for p in a.positions.values()]
+
+    def held_quantity(self, key: str, symbol: str) -> Decimal:
+        """Signed quantity an account holds in one-way mode."""
+        return self._accounts[key].quantity(symbol, "BOTH")
+
+    def waiting(self) -> list[tuple[str, int]]:
+        """(account key, algo id) of every conditional order."""
+        return [(key, algo_id) for key, a in self._accounts.items() for algo_id in a.algos]
+
+    def instrument(self, symbol: str) -> Instrument:
+        return self._markets[symbol].instrument
+
+    def last_price(self, symbol: str) -> Decimal:
+        """0 before the first."""
+        return self._markets[symbol].last
+
+    def trading_symbols(self) -> list[str]:
+        """Symbols that are not delisted."""
+        return [s for s, market in self._markets.items() if market.instrument.status == "TRADING"]
+
+    def account_of(self, key: str) -> Account:
+        """The account as the venue keeps it; read only."""
+        return self._accounts[key]
 
     def set_book(self, symbol: str, bid: Decimal | None, ask: Decimal | None) -> None:
         """Use this bid and ask until the next call; None goes back to the last price and spread."""
@@ -330,6 +376,11 @@ class Matching:
         if algo.close_position and not self._closable(account, algo):
             self._end_algo(account, market, algo, "EXPIRED")
             return
+        refused = self.trigger_refusal()
+        if refused:
+            algo.reject_reason = refused
+            self._end_algo(account, market, algo, "REJECTED")
+            return
         try:
             order = self._order_of(account, market, algo)
         except VenueFault as refusal:
@@ -445,8 +496,7 @@ class Matching:
         market.orders[order.order_id] = (account, order)
         self._emit(account, order_event(order, self._now_ms, "NEW"))
         if order.type == "MARKET":
-            price = self._taker_price(market, order.buy, order.quantity)
-            self._fill(account, market, order, price, order.quantity, maker=False)
+            self._match_market(account, market, order)
             return
         bid, ask = self._book(market)
         if order.price >= ask if order.buy else order.price <= bid:
@@ -456,6 +506,14 @@ class Matching:
                 price = min(price, order.price) if order.buy else max(price, order.price)
                 self._fill(account, market, order, price, quantity, maker=False)
         if order.open and order.time_in_force == "IOC":
+            self._end_order(account, market, order, "EXPIRED")
+
+    def _match_market(self, account: Account, market: Market, order: Order) -> None:
+        """Fill at market, usually at once; what faults leave of it expires."""
+        price = self._taker_price(market, order.buy, order.quantity)
+        for portion in self.portions(order.quantity, market.instrument.market_step_size):
+            self._fill(account, market, order, price, portion, maker=False)
+        if order.open:
             self._end_order(account, market, order, "EXPIRED")
 
     def _fill(

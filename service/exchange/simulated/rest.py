@@ -100,7 +100,6 @@ class PublicData:
     def routes(self) -> dict[tuple[str, str], Handler]:
         return {
             ("GET", "/fapi/v1/ping"): lambda call: {},
-            ("GET", "/fapi/v1/time"): lambda call: {"serverTime": call.now_ms},
             ("GET", "/fapi/v1/exchangeInfo"): self.exchange_info,
             ("GET", "/fapi/v1/klines"): self.klines,
             ("GET", "/fapi/v1/continuousKlines"): self.continuous_klines,
@@ -322,6 +321,7 @@ class Rest:
         drop_listen_key: Callable[[str], None],
     ) -> None:
         self.limits = RateLimits()
+        self.skew_ms = 0  # how far the clock that timestamps are judged by is ahead of the market's
         self._engine = engine
         self._keys = keys
         self._listen_keys = listen_keys
@@ -333,6 +333,9 @@ class Rest:
         table = {key: Route(Security.NONE, handler) for key, handler in public.routes().items()}
         for key, method in ENGINE_ROUTES.items():
             table[key] = Route(Security.SIGNED, self._asking(method))
+        table["GET", "/fapi/v1/time"] = Route(
+            Security.NONE, lambda call: {"serverTime": call.now_ms + self.skew_ms}
+        )
         table["POST", "/fapi/v1/batchOrders"] = Route(Security.SIGNED, self._batch_orders)
         table["GET", "/fapi/v1/leverageBracket"] = Route(Security.SIGNED, public.brackets)
         table["GET", "/sapi/v1/account/apiRestrictions"] = Route(
@@ -391,7 +394,7 @@ class Rest:
     def _identify(self, route: Route, request: Request, params: Mapping[str, str]) -> str:
         if route.security is Security.SIGNED:
             return self._keys.check_signed(
-                request.api_key, request.query, request.body, params, request.now_ms
+                request.api_key, request.query, request.body, params, request.now_ms + self.skew_ms
             )
         return self._keys.known(request.api_key) if route.security is Security.KEY else ""
 

@@ -8,13 +8,15 @@ does not depend on how busy the machine is, only on when its requests arrive.
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 from aiohttp import web
 
@@ -22,11 +24,13 @@ from service.clock import ScaledClock
 from service.errors import PortInUse
 from service.exchange.simulated.auth import Keys, ListenKeys
 from service.exchange.simulated.engine import Assumptions, Engine
+from service.exchange.simulated.fault_plan import FaultPlan
 from service.exchange.simulated.quotes import Quotes
-from service.exchange.simulated.rest import Request, Rest
+from service.exchange.simulated.rest import Answer, Request, Rest
 from service.exchange.simulated.state import Saved, encode_state, load_state, write_state
 from service.exchange.simulated.streams import PING_EVERY_S, Sockets, Streams
 from service.exchange.simulated.tape import STEP_MS, Tape
+from service.exchange.simulated.troubles import Troubles
 
 log = structlog.get_logger("sim.server")
 
@@ -35,6 +39,7 @@ SAVE_AT_LEAST_EVERY_S = 10.0  # so that a killed exchange loses little market ti
 STEPS_AT_A_TIME = 64  # then other tasks get the loop
 SHORTEST_SLEEP_S = 0.001
 LONGEST_SLEEP_S = 0.25
+LOST_ANSWER_S = 60.0  # longer than any client waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +55,16 @@ class ServerOptions:
     state: Path | None = None
     market: Mapping[str, str] = field(default_factory=dict)
     end_ms: int | None = None  # the market freezes here, if before the tape's end
+    faults: FaultPlan | None = None
 
 
 class MarketClock(ScaledClock):
     """Market time that stops at the end of the market."""
 
-    def __init__(self, origin_ms: int, origin_monotonic_s: float, speed: float, end_ms: int) -> None:
-        super().__init__(origin_ms, origin_monotonic_s, speed)
+    def __init__(
+        self, origin_ms: int, speed: float, end_ms: int, monotonic_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(origin_ms, monotonic_s(), speed, monotonic_s)
         self.end_ms = end_ms
 
     def now_ms(self) -> int:
@@ -68,14 +76,25 @@ class MarketClock(ScaledClock):
 
 
 class Venue:
-    """A market in motion with its accounts. `port` is set once it is served."""
+    """A market in motion with its accounts. `port` is set once it is served.
 
-    def __init__(self, tape: Tape, options: ServerOptions, saved: Saved | None) -> None:
+    Args: monotonic_s: the clock that its time is derived from; a simulation brings its own.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        options: ServerOptions,
+        saved: Saved | None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         origin_ms = saved.market_ms if saved else tape.start_ms
         end_ms = min(options.end_ms or tape.end_ms, tape.end_ms)
         self.tape = tape
         self.options = options
-        self.clock = MarketClock(origin_ms, time.monotonic(), options.speed, end_ms)
+        self.monotonic_s = monotonic_s
+        self.troubles: Troubles | None = None
+        self.clock = MarketClock(origin_ms, options.speed, end_ms, monotonic_s)
         self.engine = Engine(
             tape.instruments,
             tape.brackets,
@@ -90,7 +109,7 @@ class Venue:
             self.engine.open_account(key, options.deposit)
         self.quotes = Quotes(tape, float(options.assumptions.spread_bps))
         self.listen_keys = ListenKeys()
-        self.streams = Streams(self.quotes, self.listen_keys, options.stream_messages_per_s)
+        self.streams = Streams(self.quotes, self.listen_keys, options.stream_messages_per_s, monotonic_s())
         self.rest = Rest(
             self.engine,
             self.quotes,
@@ -102,8 +121,16 @@ class Venue:
         self.step_ms = origin_ms // STEP_MS * STEP_MS
         self.changed = saved is None
         self.port = 0
+        self._shown_step = -1
+        self._shown: set[str] = set()
+        self.on_event: Callable[[str, dict[str, Any]], None] = lambda account, event: None
         self.show_prices((), origin_ms)
-        self._tell_events()
+        self.tell_events()
+
+    def disturb_by(self, troubles: Troubles) -> None:
+        """From now on these faults strike."""
+        self.troubles = troubles
+        troubles.install()
 
     def _funding_interval_ms(self, symbol: str) -> int:
         return self.tape.funding_interval_ms(self.quotes.index[symbol])
@@ -122,7 +149,9 @@ class Venue:
             self.step_ms += STEP_MS
             if self.engine.watched_symbols():
                 self.show_prices((), self.step_ms)
-                self._tell_events()
+            if self.troubles is not None:
+                self.troubles.step()
+            self.tell_events()
             self.streams.close_candles(self.step_ms)
         return self.step_ms + STEP_MS <= now_ms
 
@@ -133,23 +162,42 @@ class Venue:
         return max(self.clock.now_ms(), self.step_ms)
 
     def show_prices(self, symbols: Iterable[str], at_ms: int) -> None:
-        """Give the engine the prices of what it watches and of `symbols`."""
-        last, mark = self.quotes.prices(at_ms, self.engine.watched_symbols().union(symbols))
-        self.engine.on_prices(at_ms, last, mark)
+        """Give the engine the prices of what it watches and of `symbols`, once a step: they move with it."""
+        step = at_ms // STEP_MS
+        if step != self._shown_step:
+            self._shown_step, self._shown = step, set()
+        unseen = self.engine.watched_symbols().union(symbols) - self._shown
+        if unseen:
+            self._shown |= unseen
+            last, mark = self.quotes.prices(at_ms, sorted(unseen))
+            self.engine.on_prices(at_ms, last, mark)
 
-    def _tell_events(self) -> None:
+    def tell_events(self) -> None:
+        """Send what the engine has to say; faults may repeat, delay or lose it."""
         for account, event in self.engine.take_events():
             self.changed = True
-            self.streams.user_event(account, event)
+            self.on_event(account, event)
+            if self.troubles is None:
+                self.streams.user_event(account, event)
+                continue
+            for delay_s in self.troubles.event_delays(event):
+                if delay_s:
+                    self.troubles.tell_later(delay_s, partial(self._tell_late, account, event))
+                else:
+                    self.streams.user_event(account, event)
+
+    def _tell_late(self, account: str, event: dict[str, Any]) -> None:
+        self.streams.user_event(account, event)
+        self.streams.flush()
 
     # Requests
 
-    def answer(self, request: Request) -> web.Response:
+    def answer(self, request: Request) -> Answer:
         answer = self.rest.answer(request)
         self.changed = self.changed or answer.changed
-        self._tell_events()
+        self.tell_events()
         self.streams.flush()
-        return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+        return answer
 
     def clock_facts(self) -> dict[str, Any]:
         """What a daemon on this machine needs to share the clock."""
@@ -233,6 +281,8 @@ async def serving(tape: Tape, options: ServerOptions, listener: socket.socket) -
     saved = load_state(options.state, options.market) if options.state else None
     venue = Venue(tape, options, saved)
     venue.port = listener.getsockname()[1]
+    if options.faults is not None:
+        venue.disturb_by(Troubles(options.faults, venue, asyncio.get_running_loop().call_later))
     runner = web.AppRunner(_application(venue), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -249,6 +299,25 @@ async def serving(tape: Tape, options: ServerOptions, listener: socket.socket) -
     finally:
         venue.streams.abort_all()
         await runner.cleanup()
+
+
+async def _disturbed(venue: Venue, asked: Request, request: web.Request) -> Answer:
+    """The venue's answer, with what faults make of it. Raises ConnectionResetError when none is sent."""
+    if venue.troubles is None:
+        return venue.answer(asked)
+    fault = venue.troubles.request(asked.method, asked.path, asked.now_ms)
+    found = venue.answer(asked) if fault.executes else fault.answer
+    if fault.lost:
+        await asyncio.sleep(LOST_ANSWER_S)
+    if fault.lost or fault.broken:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("a fault broke the connection")
+    if fault.delay_s:
+        await asyncio.sleep(fault.delay_s)
+    answer = fault.answer or found
+    assert answer is not None
+    return answer
 
 
 def _application(venue: Venue) -> web.Application:
@@ -269,15 +338,30 @@ def _application(venue: Venue) -> web.Application:
             venue.catch_up(),
             time.monotonic(),
         )
-        response = venue.answer(asked)
+        found = await _disturbed(venue, asked, request)
         if delay_s:
             await asyncio.sleep(delay_s)
-        return response
+        return web.Response(status=found.status, body=found.body, headers=found.headers)
 
     async def clock(request: web.Request) -> web.Response:
         return web.json_response(venue.clock_facts())
 
+    async def books(request: web.Request) -> web.Response:
+        """What the venue itself holds of an account, told without faults to whoever judges a client."""
+        key = request.query.get("key", "")
+        if key not in venue.options.keys:
+            return web.Response(status=404, text="no such account")
+        venue.catch_up()
+        plan = venue.options.faults
+        told = {
+            "serverTime": venue.clock.now_ms(),
+            "account": venue.engine.account_of(key),
+            "faults": dict(sorted(plan.counts.items())) if plan else {},
+        }
+        return web.Response(body=msgspec.json.encode(told), content_type="application/json")
+
     application = web.Application()
+    application.router.add_get("/sim/v1/books", books)
     application.router.add_get("/sim/v1/clock", clock)
     application.router.add_routes(Sockets(venue.streams).routes())
     application.router.add_route("*", "/{path:.*}", answer)

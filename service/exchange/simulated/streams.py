@@ -100,13 +100,21 @@ PING_OPCODE = 0x89
 class Connection:
     """One client. Frames gather in `send` and leave in one write with `flush`."""
 
-    def __init__(self, route: str, combined: bool, transport: asyncio.Transport) -> None:
+    def __init__(
+        self,
+        route: str,
+        combined: bool,
+        transport: asyncio.Transport,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic_s = monotonic_s
         self.route = route  # public, market, private, or "" for the retired un-routed addresses
         self.combined = combined
         self.names: dict[str, None] = {}  # insertion order, as LIST_SUBSCRIPTIONS answers
         self.accounts: dict[str, str] = {}  # listen key -> account, on the private route
         self.events: frozenset[str] = frozenset()  # user events wanted; empty is all
-        self.opened_s = self.pong_s = time.monotonic()
+        self.opened_s = self.pong_s = monotonic_s()
+        self.mute_until_s = 0.0  # a fault: until then it stays open and tells nothing
         self._transport = transport
         self._pending: list[bytes] = []
         self._received: deque[float] = deque(maxlen=MESSAGES_PER_S_FROM_CLIENT + 1)
@@ -118,7 +126,7 @@ class Connection:
         if not self._pending:
             return
         frames, self._pending = self._pending, []
-        if self._transport.is_closing():
+        if self._transport.is_closing() or self._monotonic_s() < self.mute_until_s:
             return
         if self._transport.get_write_buffer_size() > BACKLOG_LIMIT_BYTES:
             log.warning("a stream's reader is too slow and is dropped", route=self.route)
@@ -207,10 +215,10 @@ class Budget:
 class Streams:
     """All connections and what they listen to. Calls are made on the loop, none of them awaits."""
 
-    def __init__(self, quotes: Quotes, listen_keys: ListenKeys, messages_per_s: int) -> None:
+    def __init__(self, quotes: Quotes, listen_keys: ListenKeys, messages_per_s: int, now_s: float) -> None:
         self._quotes = quotes
         self._keys = listen_keys
-        self._budget = Budget(messages_per_s, time.monotonic())
+        self._budget = Budget(messages_per_s, now_s)
         self._lower = {symbol.lower(): i for symbol, i in quotes.index.items()}
         self._connections: dict[int, Connection] = {}
         self._listeners: dict[str, dict[int, Connection]] = {}
@@ -221,6 +229,7 @@ class Streams:
         self._told_ms: dict[str, int] = {}  # kind of stream -> step it last told of
         self._sent_ms: dict[str, int] = {}  # candle stream -> step its forming candle last told of
         self.sent = 0
+        self.down_until_s = 0.0  # a fault: until then no connection is accepted
 
     # Connections and subscriptions
 
@@ -267,6 +276,10 @@ class Streams:
         self._sent_ms.pop(name, None)
         if topic.timeframe:
             del self._candles[topic.timeframe][name]
+
+    def connections(self) -> list[Connection]:
+        """Those open now, oldest first."""
+        return list(self._connections.values())
 
     # What the market tells
 
@@ -543,6 +556,8 @@ class Sockets:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(compress=False, autoping=False, max_msg_size=1_048_576)
+        if time.monotonic() < self._streams.down_until_s:
+            return web.Response(status=503, text="Service Unavailable.")
         if not socket.can_prepare(request).ok:
             return web.Response(status=400, text="a WebSocket upgrade is expected here")
         await socket.prepare(request)
@@ -574,12 +589,13 @@ class Sockets:
             elif connection.too_fast(time.monotonic()):
                 await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"Too many requests")
             elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                connection.send(text_frame(msgspec.json.encode(self._answer(connection, message.data))))
+                connection.send(text_frame(msgspec.json.encode(self.answer(connection, message.data))))
                 if len(connection.names) > STREAMS_PER_CONNECTION:
                     await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"too many streams")
                 connection.flush()
 
-    def _answer(self, connection: Connection, text: str | bytes) -> dict[str, Any]:
+    def answer(self, connection: Connection, text: str | bytes) -> dict[str, Any]:
+        """The venue's answer to one request of a client."""
         try:
             call = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

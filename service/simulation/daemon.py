@@ -1,0 +1,198 @@
+"""The daemon inside a simulated process: everything from `OpenDaemon` on is the daemon's own code.
+
+Left out are the parts that watch the machine or serve its user: worker processes, memory, loop lag, web and
+control socket. Analysis runs in the process itself.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import aiohttp
+import msgspec
+
+from service.analysis.analyzer import ParallelAnalyzer
+from service.analysis.pool import InlineExecutor
+from service.archive.archiver import DataArchiver
+from service.daemon import OpenDaemon
+from service.exchange.access import Access
+from service.exchange.binance.adapter import BinanceExchange
+from service.exchange.binance.rest import RestClient, first_contact
+from service.exchange.binance.streams import background
+from service.exchange.embedded import SIM_KEY, SIM_SECRET
+from service.exchange.gate import Gate
+from service.exchange.venue import Venue
+from service.learning.feature_cache import FeatureCache
+from service.market.candles import FILE_NAME, CandleStore
+from service.monitor.collection import Collector
+from service.monitor.explained import HeapMarks
+from service.monitor.performance import PerformanceMonitor
+from service.monitor.watchdog import Notifier
+from service.settings import (
+    AnalysisSettings,
+    CycleSettings,
+    MarketSettings,
+    RiskSettings,
+    RunSettings,
+    Settings,
+    StrategySettings,
+    TradingSettings,
+)
+from service.simulation import strategy
+from service.simulation.disk import Disk
+from service.simulation.wire import Wire
+from service.simulation.world import VirtualClock
+from service.stopping import StopRequest
+from service.store.bans import keeping_bans
+from service.store.lease import LocalLease
+from service.store.opening import State
+from service.summary import RunSummary
+
+SYMBOLS = 8
+MANY = 1_000_000
+
+
+def settings_of_simulation() -> Settings:
+    """The defaults, but for what would make trading stop early or time pass slowly."""
+    return Settings(
+        run=RunSettings(mode="sim"),
+        market=MarketSettings(symbols=SYMBOLS, candles=120),
+        cycle=CycleSettings(close_wait_s=0.5, collect_garbage=False),
+        analysis=AnalysisSettings(workers=0, collect_after_batch=False),
+        trading=TradingSettings(trail_r=1.0),
+        strategy=StrategySettings(name=f"{strategy.__file__}:Restless"),
+        risk=RiskSettings(history_trades=MANY, caution_losses=MANY, caution_day_loss_fraction=0.15),
+    )
+
+
+class AtOnce(InlineExecutor):
+    """Analysis in the process itself, without the wall clock's limit."""
+
+    def _start_timer(self) -> Any:
+        return None
+
+
+class Untouched(Collector):
+    """The heap is the simulation's, which collects it between two seeds."""
+
+    def freeze(self) -> None:
+        """Nothing is."""
+
+
+class Unmarked(HeapMarks):
+    """Nobody asks what the memory is spent on."""
+
+    def __init__(self) -> None:
+        self.parts = {}
+
+    def started(self) -> None:
+        """Nothing is looked at."""
+
+
+class SimulatedDaemon(OpenDaemon):
+    """The daemon without what watches the machine."""
+
+    async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
+        self.stop = stop
+        self.collector = Untouched(self.monitor, limit_ms=1.0)
+        settings = self.settings
+        candles = CandleStore.open(
+            self.directory / FILE_NAME,
+            symbols_capacity=settings.market.symbols + settings.trading.max_positions,
+            candles=settings.market.candles,
+        )
+        analyzer = ParallelAnalyzer(
+            self.pool,
+            candles.path,
+            settings.analysis,
+            settings.strategy,
+            self.monitor,
+            monotonic_s=self.clock.monotonic_s,
+        )
+        try:
+            await self._trade_on(candles, analyzer, summary, started)
+        finally:
+            analyzer.close()
+            candles.close()
+
+    @asynccontextmanager
+    async def _watching(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as tasks:
+            stalled = tasks.create_task(self._stalled(), name="monitor.stalled")
+            try:
+                yield
+            finally:
+                stalled.cancel()
+
+
+class Life:
+    """One life of the daemon, from start to end or death. `daemon` is None until the venue was reached."""
+
+    def __init__(self, settings: Settings, disk: Disk, wire: Wire, clock: VirtualClock) -> None:
+        self.settings = settings
+        self.disk = disk
+        self.wire = wire
+        self.clock = clock
+        self.monitor = PerformanceMonitor(settings.monitor, clock)
+        self.started = asyncio.Event()
+        self.stop = StopRequest()
+        self.daemon: SimulatedDaemon | None = None
+
+    async def run(self) -> None:
+        """From the store to the drain, as the daemon opens its parts."""
+        store = self.disk.store()
+        state = State(store, LocalLease(await store.next_epoch()))
+        async with keeping_bans(store) as bans:
+            await self._trade(state, Gate(state.lease.may_send, bans.until_ms, bans.add))
+
+    async def _trade(self, state: State, gate: Gate) -> None:
+        settings = self.settings
+        rest = RestClient(
+            cast(aiohttp.ClientSession, self.wire),
+            settings.exchange,
+            self.clock,
+            api_key=SIM_KEY,
+            api_secret=SIM_SECRET,
+            recorder=self.monitor,
+            gate=gate,
+        )
+        await first_contact(rest)
+        async with background("venue clock", rest.keep_offset()):
+            exchange = BinanceExchange(
+                rest,
+                settings.exchange,
+                self.clock,
+                settings.trading.stop_working_type,
+                self.monitor,
+                self.wire.connect,
+            )
+            self.daemon = SimulatedDaemon(
+                settings,
+                self.disk.directory,
+                self.monitor,
+                AtOnce(limit_s=settings.analysis.batch_limit_s),
+                Venue(exchange=exchange, access=Access(settings=settings.exchange, clock=self.clock)),
+                state,
+                cast(DataArchiver, self.disk.archive()),
+                FeatureCache(settings.features, self.monitor, None),
+                Notifier(),
+                api_token="",
+                marks=Unmarked(),
+            )
+            await self.daemon.trade(RunSummary(), self.stop, self.started)
+
+    async def resume(self) -> None:
+        """A person lifts the kill switch, deliberately."""
+        if self.daemon is not None and self.daemon.kill is not None:
+            await self.daemon.kill.resume("the venue is calm again", "simulation")
+
+    @property
+    def halted(self) -> bool:
+        """The kill switch is tripped."""
+        return self.daemon is not None and self.daemon.kill is not None and bool(self.daemon.kill.words)
+
+
+def with_trading(settings: Settings, **changes: Any) -> Settings:
+    """The settings with some of section `trading` changed."""
+    return msgspec.structs.replace(settings, trading=msgspec.structs.replace(settings.trading, **changes))

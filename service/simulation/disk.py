@@ -1,0 +1,74 @@
+"""What survives a simulated crash: state, archive and candles.
+
+State is the daemon's own SQLite store on a database in memory that outlives the process. The archive holds
+what `put` returned for, and may hold what it was about to return for.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from service.records import Record
+from service.store import sqlite
+
+NO_THREADS = ThreadPoolExecutor(max_workers=1)  # never used: a virtual loop runs calls itself
+
+
+class MemoryArchive:
+    """The Archive port in memory; each put is durable on return."""
+
+    def __init__(self, records: dict[str, list[Record]]) -> None:
+        self._records = records
+        self._put = 0
+
+    async def put(self, stream: str, record: Record) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._records.setdefault(stream, []).append, record)
+        self._put += 1
+
+    def sequence(self, stream: str) -> int:
+        return len(self._records.get(stream, ()))
+
+    @property
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def archived(self) -> Mapping[str, int]:
+        return {stream: len(records) for stream, records in self._records.items()}
+
+    def flush_early(self, early: bool) -> None:
+        """Everything is."""
+
+
+class Disk:
+    """One data directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.database: sqlite3.Connection = sqlite.connect(Path(":memory:"))
+        self.records: dict[str, list[Record]] = {}
+
+    def store(self) -> sqlite.SqliteStore:
+        return sqlite.SqliteStore(self.database, NO_THREADS, Path("state"))
+
+    def archive(self) -> MemoryArchive:
+        return MemoryArchive(self.records)
+
+    def knows_order(self, client_order_id: str) -> bool:
+        """Whether an order of that id is durable."""
+        sql = "select 1 from orders where client_order_id = ?"
+        return self.database.execute(sql, (client_order_id,)).fetchone() is not None
+
+    def order_status(self, client_order_id: str) -> str:
+        """What the store says of an order, "" when it does not know it."""
+        sql = "select payload from orders where client_order_id = ?"
+        row = self.database.execute(sql, (client_order_id,)).fetchone()
+        return str(msgspec.json.decode(row[0])["status"]) if row else ""
+
+    def close(self) -> None:
+        self.database.close()

@@ -1,0 +1,92 @@
+"""Each decision is recorded once, whatever happens on the way.
+
+What is about to be recorded is first written to the store, with the archive's sequence numbers: after a
+crash those tell how much of it the archive has, and the rest follows. A signal counts as decided only once
+the archive has it. An entry's decision is written before its order may leave, so that no position
+lacks the decision that opened it.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from service.ports import Archive, StateStore
+from service.records import Decision, DecisionOutcome, Signal
+from service.trading.positions import position_id_of
+
+log = structlog.get_logger("trading.decisions")
+
+PENDING = "decisions.pending"
+Pair = tuple[Signal, Decision]
+
+
+class _Pending(msgspec.Struct, frozen=True):
+    """Decisions on their way to the archive, whose streams ended at these numbers before them."""
+
+    signals: int
+    decisions: int
+    pairs: list[Pair]
+    provisional: bool  # an entry is being tried: it was decided if it was written down
+
+
+_decode = msgspec.json.Decoder(_Pending).decode
+
+
+class DecisionLog:
+    """Records decisions, one group after the other. Call `recover` before the first."""
+
+    def __init__(self, store: StateStore, archive: Archive) -> None:
+        self._store = store
+        self._archive = archive
+
+    async def begin(self, pair: Pair) -> None:
+        """An approved signal is about to be entered: note the decision before anything is sent."""
+        await self._note([pair], provisional=True)
+
+    async def keep(self, pairs: Sequence[Pair]) -> None:
+        """Record decisions for good. Interrupted, it is finished by `recover`."""
+        await self._note(pairs, provisional=False)
+        await self._archive_from(pairs, 0, 0)
+        await self._store.save_signal_decided(pairs)
+
+    async def recover(self) -> list[Pair]:
+        """Finish what the last run did not; returns the decisions it finished."""
+        text = await self._store.get_value(PENDING)
+        if not text:
+            return []
+        pending = _decode(text)
+        if pending.provisional and not await self._entered(pending.pairs[0]):
+            return []
+        signals = self._archive.sequence("signals") - pending.signals
+        decisions = self._archive.sequence("decisions") - pending.decisions
+        if decisions >= len(pending.pairs) and signals >= len(pending.pairs):
+            await self._store.save_signal_decided(pending.pairs)
+            return []
+        log.warning("decisions of the last run are recorded now", decisions=len(pending.pairs) - decisions)
+        await self._archive_from(pending.pairs, signals, decisions)
+        await self._store.save_signal_decided(pending.pairs)
+        return pending.pairs
+
+    async def _note(self, pairs: Sequence[Pair], *, provisional: bool) -> None:
+        pending = _Pending(
+            self._archive.sequence("signals"),
+            self._archive.sequence("decisions"),
+            list(pairs),
+            provisional,
+        )
+        await self._store.set_value(PENDING, msgspec.json.encode(pending).decode())
+
+    async def _archive_from(self, pairs: Sequence[Pair], signals: int, decisions: int) -> None:
+        """Put what the archive lacks: it has the first `signals` and the first `decisions` of them."""
+        for at, (signal, decision) in enumerate(pairs):
+            if at >= signals:
+                await self._archive.put("signals", signal)
+            if at >= decisions:
+                await self._archive.put("decisions", decision)
+
+    async def _entered(self, pair: Pair) -> bool:
+        """Whether the entry got as far as being written down, and so may have been sent."""
+        signal, decision = pair
+        assert decision.outcome is DecisionOutcome.ACCEPTED
+        return await self._store.position(position_id_of(signal.signal_id)) is not None

@@ -1,0 +1,104 @@
+"""The simulation can fail: with each of these bugs put in, it says so within 200 seeds.
+
+The bugs exist here only, as subclasses and replacements of one method.
+"""
+
+import pytest
+
+from service.errors import OrderOutcomeUnknown, OrderRejected
+from service.exchange.binance.account import AccountCalls
+from service.simulation.daemon import Life
+from service.simulation.disk import Disk
+from service.simulation.process import Process
+from service.simulation.run import Simulation, run_seed
+from service.simulation.wire import Wire
+from service.simulation.world import VirtualClock
+from service.store.sqlite import SqliteStore, _put_position
+from service.trading.protecting import Protector
+
+SEEDS = 200
+HOURS = 2.0
+
+
+def found(*words: str, kind: type[Simulation] = Simulation) -> str:
+    """The first violation, in any seed, that says one of these words."""
+    others: list[str] = []
+    for seed in range(1, SEEDS + 1):
+        for text in run_seed(seed, HOURS, kind=kind).violations:
+            if any(word in text for word in words):
+                return text
+            others.append(f"seed {seed}: {text}")
+    pytest.fail(f"not found in {SEEDS} seeds; they said {others[:5]}")
+
+
+def test_resending_on_a_timeout_is_found(monkeypatch: pytest.MonkeyPatch):
+    place = AccountCalls.place
+
+    async def place_twice(self, request):
+        try:
+            return await place(self, request)
+        except OrderOutcomeUnknown:
+            return await place(self, request)
+
+    monkeypatch.setattr(AccountCalls, "place", place_twice)
+    assert found("became two orders", "executed twice")
+
+
+def test_forgetting_the_order_on_503_is_found(monkeypatch: pytest.MonkeyPatch):
+    place = AccountCalls.place
+
+    async def place_or_forget(self, request):
+        try:
+            return await place(self, request)
+        except OrderOutcomeUnknown as error:
+            if error.status != 503:
+                raise
+            raise OrderRejected(str(error), code=error.code, status=error.status) from None
+
+    monkeypatch.setattr(AccountCalls, "place", place_or_forget)
+    assert found("that the venue took was given up")
+
+
+def test_cancelling_a_stop_before_its_successor_rests_is_found(monkeypatch: pytest.MonkeyPatch):
+    move_stop = Protector._move_stop
+
+    async def cancel_first(self, position, stop):
+        current = self._books.orders.get(position.stop_order_id)
+        if current is not None:
+            await self._sender.cancel(current)
+        await move_stop(self, position, stop)
+
+    monkeypatch.setattr(Protector, "_move_stop", cancel_first)
+    assert found("the only stop of an open position was cancelled")
+
+
+def test_sending_before_the_id_is_durable_is_found(monkeypatch: pytest.MonkeyPatch):
+    async def save_position_only(self, position, order):
+        await self._write(lambda db: _put_position(db, position))
+
+    monkeypatch.setattr(SqliteStore, "save_intent", save_position_only)
+    assert found("before it was written down")
+
+
+class TwoInstances(Simulation):
+    """A second daemon on the same account, with a data directory and a host of its own, and no lease."""
+
+    def start_daemon(self) -> None:
+        super().start_daemon()
+        if self._lives > 1:
+            return
+        directory = self.disk.directory / "second"
+        directory.mkdir()
+        self.second_disk = Disk(directory)
+        process = Process(self.world, "second", lambda process, error: None, lambda process, why: None)
+        limit_s = self.settings.exchange.request_limit_s
+        wire = Wire(self.world, process, self.venue, self.troubles, self.auditor, request_limit_s=limit_s)
+        clock = VirtualClock(self.world, self.start_ms)
+        process.start(Life(self.settings, self.second_disk, wire, clock).run())
+
+    def knows_order(self, client_order_id: str) -> bool:
+        return super().knows_order(client_order_id) or self.second_disk.knows_order(client_order_id)
+
+
+def test_two_instances_without_a_lease_are_found():
+    assert found("became two orders", "executed twice", kind=TwoInstances)

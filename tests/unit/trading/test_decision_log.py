@@ -1,0 +1,131 @@
+"""Decisions reach the archive once, wherever a crash falls: each store and archive call may be the last."""
+
+from decimal import Decimal
+
+import pytest
+
+from service.records import Decision, DecisionOutcome, PositionSide, Record, Signal
+from service.trading.decision_log import DecisionLog
+from service.trading.positions import position_id_of
+
+
+class Crash(Exception):
+    pass
+
+
+class Durable:
+    """Store and archive that outlive the process and let it die before the call `die_at`, counted from 1."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.decided: list[str] = []
+        self.records: dict[str, list[Record]] = {"signals": [], "decisions": []}
+        self.positions: set[str] = set()
+        self.calls = 0
+        self.die_at = 0
+
+    def _step(self) -> None:
+        self.calls += 1
+        if self.calls == self.die_at:
+            raise Crash
+
+    async def set_value(self, key, value):
+        self._step()
+        self.values[key] = value
+
+    async def get_value(self, key):
+        return self.values.get(key)
+
+    async def save_signal_decided(self, pairs):
+        self._step()
+        self.decided += [signal.signal_id for signal, _ in pairs]
+
+    async def position(self, position_id):
+        return object() if position_id in self.positions else None
+
+    async def put(self, stream, record):
+        self._step()
+        self.records[stream].append(record)
+
+    def sequence(self, stream):
+        return len(self.records[stream])
+
+
+def pair(name: str, outcome: DecisionOutcome = DecisionOutcome.REFUSED) -> tuple[Signal, Decision]:
+    signal = Signal(
+        signal_id=name,
+        strategy="s",
+        symbol="AUSDT",
+        position_side=PositionSide.LONG,
+        candle_close_ms=1,
+        entry=1.0,
+        stop=0.9,
+        target=1.1,
+        atr=0.1,
+        confidence=0.5,
+        scores={},
+        features={},
+    )
+    decision = Decision(
+        signal_id=name,
+        symbol="AUSDT",
+        position_side=PositionSide.LONG,
+        outcome=outcome,
+        reason="",
+        detail="",
+        rank=1,
+        cycle=1,
+        decided_ms=2,
+        quantity=Decimal(1),
+    )
+    return signal, decision
+
+
+async def keep_each(durable: Durable, *groups: list[tuple[Signal, Decision]]) -> None:
+    for pairs in groups:
+        await DecisionLog(durable, durable).keep(pairs)
+
+
+def recorded(durable: Durable, stream: str) -> list[str]:
+    return [record.signal_id for record in durable.records[stream]]
+
+
+@pytest.mark.parametrize("die_at", range(1, 8))
+async def test_a_group_is_recorded_once_wherever_the_process_dies(die_at: int):
+    durable = Durable()
+    durable.die_at = die_at
+    with pytest.raises(Crash):
+        await keep_each(durable, [pair("a"), pair("b")], [pair("c")])
+    durable.die_at = 0
+    again = DecisionLog(durable, durable)
+    await again.recover()
+    if die_at > 1:  # before the first call nothing was decided: the next cycle decides
+        assert recorded(durable, "decisions") == recorded(durable, "signals") == ["a", "b"]
+        assert durable.decided[:2] == ["a", "b"]
+    assert await again.recover() == []
+
+
+@pytest.mark.parametrize("die_at", range(1, 6))
+async def test_a_recovery_that_dies_is_finished_by_the_next(die_at: int):
+    durable = Durable()
+    durable.die_at = 3
+    with pytest.raises(Crash):
+        await DecisionLog(durable, durable).keep([pair("a"), pair("b")])
+    durable.calls, durable.die_at = 0, die_at
+    try:
+        await DecisionLog(durable, durable).recover()
+    except Crash:
+        durable.die_at = 0
+        await DecisionLog(durable, durable).recover()
+    assert recorded(durable, "decisions") == recorded(durable, "signals") == ["a", "b"]
+
+
+@pytest.mark.parametrize(("entered", "names"), [(True, ["a"]), (False, [])])
+async def test_an_entry_under_way_was_decided_only_if_it_was_written_down(entered: bool, names: list[str]):
+    durable = Durable()
+    await DecisionLog(durable, durable).begin(pair("a", DecisionOutcome.ACCEPTED))
+    if entered:
+        durable.positions.add(position_id_of("a"))
+    finished = await DecisionLog(durable, durable).recover()
+    assert [signal.signal_id for signal, _ in finished] == names
+    assert recorded(durable, "decisions") == durable.decided == names
