@@ -38,7 +38,7 @@ from service.trading.sizing import Approved
 
 log = structlog.get_logger("cycle")
 
-NOTHING_ANALYSED = AnalysisResult([], 0, 0, {}, {}, [], 0, 0, 0.0)
+NOTHING_ANALYSED = AnalysisResult([], 0, 0, {}, {}, [], 0, 0, 0, 0, 0.0)
 CLOSE_TO_SIGNAL = "close to signal"
 SHORTEST_DEADLINE_S = 2.0
 REMEMBERED_MS = 2 * 3_600_000  # a decided signal cannot come back once its candle left every window of doubt
@@ -247,4 +247,6 @@ def _report(
         close_to_signal_s=close_to_signal_s,
         seconds=seconds,
         garbage_s=garbage_s,
+        series_reused=analysis.series_reused,
+        series_computed=analysis.series_computed,
     )

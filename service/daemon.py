@@ -710,6 +710,8 @@ class OpenDaemon:
             shadows=self.parts.shadows.open_count,
             shadows_closed=self.parts.shadows.closed_count,
             equity=float(round(account.equity, 2)) if account else None,
+            series_reused=report.series_reused,
+            series_computed=report.series_computed,
             analysis_ms=round(report.analysis_s * 1000, 1),
             close_to_signal_ms=_milliseconds(report.close_to_signal_s, 1),
             cycle_ms=round(report.seconds * 1000, 1),

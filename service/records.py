@@ -447,6 +447,8 @@ class CycleReport(Record, frozen=True, kw_only=True):
     close_to_signal_s: float | None  # of the latest new signal; None without one
     seconds: float
     garbage_s: float
+    series_reused: int  # parts of the analysis that depend on one series, which had not changed
+    series_computed: int
 
 
 class ModelRole(StrEnum):

@@ -3,9 +3,11 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import Executor, Future
+from collections import deque
+from collections.abc import Callable, Sequence, Set
+from concurrent.futures import Future
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +16,16 @@ import structlog
 
 from service.analysis.backlog import Backlog
 from service.analysis.batching import batch_size, in_batches
-from service.analysis.pool import WorkersUnavailable
-from service.analysis.worker import Outcome, Place, StrategyFacts, Task, analyse_batch, describe_strategy
+from service.analysis.pool import AnalysisExecutor, WorkersUnavailable
+from service.analysis.worker import (
+    BatchAnswer,
+    Outcome,
+    Place,
+    StrategyFacts,
+    Task,
+    analyse_batch,
+    describe_strategy,
+)
 from service.errors import WorkerLost
 from service.learning.code_version import code_version
 from service.learning.feature_cache import FeatureCache
@@ -45,6 +55,8 @@ class AnalysisResult(NamedTuple):
     shed: list[str]  # not reached within the time limit, the most important first
     batches: int
     batch_symbols: int  # the batch size the load allowed
+    series_reused: int  # parts that depend on one series, of the symbols computed: it had not changed
+    series_computed: int
     seconds: float
 
 
@@ -67,7 +79,7 @@ class ParallelAnalyzer:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: AnalysisExecutor,
         store_path: Path,
         settings: AnalysisSettings,
         strategy: StrategySettings,
@@ -94,6 +106,7 @@ class ParallelAnalyzer:
         self._suspects: set[str] = set()  # an abandoned batch of theirs cost a worker: they go one by one
         self._backlog = Backlog()
         self._late: dict[str, Outcome] = {}  # what abandoned batches found since
+        self._series_reused = self._series_computed = 0  # in this cycle
         self._symbol_s = 0.0  # wall time a symbol takes when most are computed
         self._cycle = 0
         self._closed = False
@@ -134,9 +147,10 @@ class ParallelAnalyzer:
         """
         started_s = self._monotonic_s()
         self._cycle += 1
+        self._series_reused = self._series_computed = 0
         outcomes = [self._in_quarantine(symbol) for _, symbol in places]
         late = self._take_late(places, outcomes)
-        await self._reuse(places, outcomes, now_ms)
+        lookups = await self._reuse(places, outcomes, now_ms)
         looked_up_s = self._monotonic_s()
         due = [index for index, outcome in enumerate(outcomes) if outcome is None]
         due = self._backlog.ordered(due, [symbol for _, symbol in places], first)
@@ -144,7 +158,7 @@ class ParallelAnalyzer:
         batches = self._batches(places, due, size)
         await self._run(places, batches, outcomes, limit_s - (looked_up_s - started_s))
         computed_s = self._monotonic_s() - looked_up_s
-        self._remember(places, outcomes, sorted([*late, *due]), now_ms)
+        self._remember(places, outcomes, sorted([*late, *due]), lookups, now_ms)
         result = self._result(
             places, outcomes, due, len(batches), size, seconds=self._monotonic_s() - started_s
         )
@@ -184,21 +198,24 @@ class ParallelAnalyzer:
                 taken.append(index)
         return taken
 
-    async def _reuse(self, places: Sequence[Place], outcomes: list[Outcome | None], now_ms: int) -> None:
-        """Fill in what the cache holds for these very candles."""
+    async def _reuse(
+        self, places: Sequence[Place], outcomes: list[Outcome | None], now_ms: int
+    ) -> dict[int, Lookup]:
+        """Fill in what the cache holds for these very candles; returns what was looked up, by index."""
         if self._cache is None:
-            return
+            return {}
         identity = await self._identified()
-        wanted = [
-            (index, lookup)
+        if identity is None:
+            return {}
+        lookups = {
+            index: lookup
             for index, place in enumerate(places)
             if outcomes[index] is None and (lookup := self._lookup(place)) is not None
-        ]
-        if identity is None:
-            return
-        found = await self._cache.get_many([lookup for _, lookup in wanted], identity, now_ms)
-        for (index, _), outcome in zip(wanted, found, strict=True):
+        }
+        found = await self._cache.get_many(list(lookups.values()), identity, now_ms)
+        for index, outcome in zip(lookups, found, strict=True):
             outcomes[index] = outcome
+        return lookups
 
     async def _identified(self) -> CandleIdentity | None:
         """What tells this strategy's results on these candles apart; None while no worker can say it."""
@@ -223,22 +240,30 @@ class ParallelAnalyzer:
         return Lookup(Key(symbol, self._timeframes, open_ms + _CLOCK_MS), row, sequence)
 
     def _remember(
-        self, places: Sequence[Place], outcomes: Sequence[Outcome | None], found: Sequence[int], now_ms: int
+        self,
+        places: Sequence[Place],
+        outcomes: Sequence[Outcome | None],
+        found: Sequence[int],
+        lookups: dict[int, Lookup],
+        now_ms: int,
     ) -> None:
         """Put what was computed into the cache; symbols that left the universe are forgotten."""
-        present = {symbol for _, symbol in places}
-        self._quarantine = {s: q for s, q in self._quarantine.items() if s in present}
-        self._suspects &= present
+        if self._quarantine or self._suspects:
+            present = {symbol for _, symbol in places}
+            self._quarantine = {s: q for s, q in self._quarantine.items() if s in present}
+            self._suspects &= present
         if self._cache is None or self._identity is None:
             return
-        kept = [
-            (lookup, outcome)
-            for index in found
-            if (outcome := outcomes[index]) is not None
-            and outcome.sequence >= 0
-            and (lookup := self._lookup(places[index])) is not None
-            and lookup.sequence == outcome.sequence
-        ]
+        kept = []
+        for index in found:
+            outcome = outcomes[index]
+            if outcome is None or outcome.sequence < 0:
+                continue
+            lookup = lookups.get(index)
+            if lookup is None or lookup.sequence != outcome.sequence:  # a candle came in between
+                lookup = self._lookup(places[index])
+            if lookup is not None and lookup.sequence == outcome.sequence:
+                kept.append((lookup, outcome))
         self._cache.put_many([k[0] for k in kept], [k[1] for k in kept], self._identity, now_ms)
 
     # -- what is computed
@@ -251,13 +276,13 @@ class ParallelAnalyzer:
         limit_s: float,
     ) -> None:
         """Fill `outcomes`, a few batches at a time; each batch is let go before its lane takes the next."""
-        waiting = iter(batches)
+        waiting = deque(enumerate(batches))
         lanes = min(max(self._settings.workers, 1) * _LANES_PER_WORKER, len(batches))
         try:
             async with asyncio.timeout(None if limit_s == math.inf else max(limit_s, 0.0)):
                 async with asyncio.TaskGroup() as tasks:
                     for number in range(lanes):
-                        lane = self._lane(places, waiting, outcomes)
+                        lane = self._lane(number, places, waiting, outcomes)
                         tasks.create_task(lane, name=f"analysis.lane-{number}")
         except TimeoutError:
             self._recorder.count("analysis.deadlines")
@@ -265,45 +290,68 @@ class ParallelAnalyzer:
             raise group.exceptions[0] from group  # the lanes fail alike: one error says it
 
     async def _lane(
-        self, places: Sequence[Place], waiting: Iterator[list[int]], outcomes: list[Outcome | None]
+        self,
+        number: int,
+        places: Sequence[Place],
+        waiting: deque[tuple[int, list[int]]],
+        outcomes: list[Outcome | None],
     ) -> None:
-        for batch in waiting:
-            found = await self._batch([places[index] for index in batch])
+        """Take batches until none waits: those of the lane's own worker first, then it helps the others."""
+        worker = number % max(self._settings.workers, 1)
+        while waiting:
+            batch = self._next_for(worker, waiting)
+            found = await self._batch(worker, [places[index] for index in batch])
             for index, outcome in zip(batch, found, strict=True):
                 outcomes[index] = outcome
             del found
 
-    async def _batch(self, batch: list[Place]) -> list[Outcome]:
+    def _next_for(self, worker: int, waiting: deque[tuple[int, list[int]]]) -> list[int]:
+        """The first batch that is this worker's by its number, so that it meets what it remembers.
+
+        Not far ahead of the order given, which counts at the deadline: then simply the first.
+        """
+        workers = max(self._settings.workers, 1)
+        for at, (number, batch) in enumerate(islice(waiting, workers * _LANES_PER_WORKER)):
+            if number % workers == worker:
+                del waiting[at]
+                return batch
+        return waiting.popleft()[1]
+
+    async def _batch(self, worker: int, batch: list[Place]) -> list[Outcome]:
         """A batch, or where it cost a worker, each of its symbols alone."""
         try:
-            return await self._submit(batch)
+            return await self._submit(worker, batch)
         except WorkersUnavailable as error:
             return [Outcome(-1, failed=str(error)) for _ in batch]
         except WorkerLost as error:
             log.warning("batch lost its worker; its symbols are tried one by one", reason=str(error))
             self._recorder.count("analysis.batches_lost")
-        return [await self._single(place) for place in batch]
+        return [await self._single(worker, place) for place in batch]
 
-    async def _single(self, place: Place) -> Outcome:
+    async def _single(self, worker: int, place: Place) -> Outcome:
         try:
-            return (await self._submit([place]))[0]
+            return (await self._submit(worker, [place]))[0]
         except WorkersUnavailable as error:
             return Outcome(-1, failed=str(error))
         except WorkerLost as error:
             self._put_in_quarantine(place[1], str(error))
             return Outcome(-1, failed=str(error))
 
-    async def _submit(self, batch: list[Place]) -> list[Outcome]:
+    async def _submit(self, worker: int, batch: list[Place]) -> list[Outcome]:
         started_s = self._monotonic_s()
-        future = self._executor.submit(analyse_batch, self._task, batch)
+        future = self._executor.submit_to(worker, analyse_batch, self._task, batch)
         try:
-            answer = await asyncio.wrap_future(future)
+            answer = await _ended(future)
         except asyncio.CancelledError:
             future.add_done_callback(partial(self._abandoned, batch))
             raise
         self._recorder.record("analysis.batch", self._monotonic_s() - started_s)
-        self._suspects.difference_update(symbol for _, symbol in batch)
-        return _decode(answer)
+        if self._suspects:
+            self._suspects.difference_update(symbol for _, symbol in batch)
+        found = _decode(answer)
+        self._series_reused += found.series_reused
+        self._series_computed += found.series_computed
+        return found.outcomes
 
     def _abandoned(self, batch: list[Place], future: "Future[bytes]") -> None:
         """A batch that missed the time limit has ended: keep what it found, or note whom it may be due to."""
@@ -312,7 +360,7 @@ class ParallelAnalyzer:
         error = future.exception()
         symbols = [symbol for _, symbol in batch]
         if error is None:
-            self._late.update(zip(symbols, _decode(future.result()), strict=True))
+            self._late.update(zip(symbols, _decode(future.result()).outcomes, strict=True))
             self._suspects.difference_update(symbols)
         elif isinstance(error, WorkerLost) and not isinstance(error, WorkersUnavailable):
             if len(batch) == 1 and symbols[0] in self._suspects:
@@ -354,7 +402,19 @@ class ParallelAnalyzer:
                 signals.append(outcome.signal)
         shed = [places[index][1] for index in due if outcomes[index] is None]
         analysed = len(places) - reused - len(failed) - len(skipped) - len(shed)
-        return AnalysisResult(signals, analysed, reused, failed, skipped, shed, batches, size, seconds)
+        return AnalysisResult(
+            signals,
+            analysed,
+            reused,
+            failed,
+            skipped,
+            shed,
+            batches,
+            size,
+            self._series_reused,
+            self._series_computed,
+            seconds,
+        )
 
     def _account(self, result: AnalysisResult, lookup_s: float, computed_s: float) -> None:
         """What reuse saved: the wall time a symbol took when most of the market was computed last."""
@@ -369,6 +429,9 @@ class ParallelAnalyzer:
         record("analysis.cycle", result.seconds)
         for name in ("analysed", "reused"):
             count(f"analysis.{name}", getattr(result, name))
+        if result.series_reused or result.series_computed:
+            count("series.hits", result.series_reused)
+            count("series.misses", result.series_computed)
         for name, symbols in (("failed", result.failed), ("skipped", result.skipped), ("shed", result.shed)):
             count(f"analysis.{name}", len(symbols))
         if result.failed:
@@ -383,4 +446,23 @@ class ParallelAnalyzer:
             )
 
 
-_decode = msgspec.msgpack.Decoder(list[Outcome]).decode
+async def _ended(future: "Future[bytes]") -> bytes:
+    """As `asyncio.wrap_future`, which would wake the loop from outside: a pool's futures end on the loop."""
+    if future.done():  # computed in this process: the loop and its timers have their turn first
+        return await asyncio.wrap_future(future)
+    waiter = asyncio.get_running_loop().create_future()
+
+    def wake(_: "Future[bytes]") -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    future.add_done_callback(wake)
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        future.cancel()  # it is not begun if it still waits
+        raise
+    return future.result()
+
+
+_decode = msgspec.msgpack.Decoder(BatchAnswer).decode

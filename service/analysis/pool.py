@@ -7,7 +7,7 @@ import pickle
 import signal
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
 from types import FrameType
@@ -19,7 +19,14 @@ from service.analysis.nursery import HEADER, Nursery, frame, spawn_nursery, star
 from service.errors import WorkerLost
 from service.settings import AnalysisSettings
 
-__all__ = ["InlineExecutor", "NurseryPool", "WorkersUnavailable", "open_pool", "start_nursery"]
+__all__ = [
+    "AnalysisExecutor",
+    "InlineExecutor",
+    "NurseryPool",
+    "WorkersUnavailable",
+    "open_pool",
+    "start_nursery",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,10 +47,11 @@ class WorkersUnavailable(WorkerLost):
 
 
 class _Task:
-    __slots__ = ("future", "payload")
+    __slots__ = ("future", "payload", "prefers")
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, prefers: int | None) -> None:
         self.payload = payload
+        self.prefers = prefers  # a place among the workers
         self.future: Future[Any] = Future()
 
     def begin(self) -> bool:
@@ -82,7 +90,15 @@ class _Worker:
         self.started_s = 0.0
 
 
-class NurseryPool(Executor):
+class AnalysisExecutor(Executor):
+    """An Executor whose workers remember what they computed, so that a caller may prefer one of them."""
+
+    def submit_to(self, number: int, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As `submit`, for this worker if it has room, else for any: a preference never waits."""
+        return self.submit(fn, *args, **kwargs)
+
+
+class NurseryPool(AnalysisExecutor):
     """Worker processes behind the standard Executor interface, driven by the running event loop.
 
     A task is a module-level function with small arguments. Tasks start in the order given; each worker holds
@@ -123,11 +139,20 @@ class NurseryPool(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a call; keyword arguments are not supported."""
+        return self._submit(fn, args, kwargs, None)
+
+    def submit_to(self, number: int, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As `submit`. A number is a place among the workers; it changes hands when a worker is replaced."""
+        return self._submit(fn, args, kwargs, number)
+
+    def _submit(
+        self, fn: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any], prefers: int | None
+    ) -> Future[T]:
         if self._closed:
             raise RuntimeError("the pool is closed")
         if kwargs:
             raise TypeError("tasks take positional arguments only")
-        task = _Task(frame((fn, args)))
+        task = _Task(frame((fn, args)), prefers)
         self._pending.append(task)
         self._hand_out()
         return task.future
@@ -291,7 +316,14 @@ class NurseryPool(Executor):
             task = self._pending.popleft()
             if not task.begin():
                 continue  # cancelled while it waited
-            self._give(min(free, key=lambda w: len(w.tasks)), task)
+            self._give(self._chosen(free, task.prefers), task)
+
+    def _chosen(self, free: list[_Worker], prefers: int | None) -> _Worker:
+        if prefers is not None:
+            preferred = self._workers[prefers % len(self._workers)]
+            if preferred in free:
+                return preferred
+        return min(free, key=lambda w: len(w.tasks))
 
     def _give(self, worker: _Worker, task: _Task) -> None:
         worker.tasks.append(task)
@@ -319,13 +351,23 @@ class NurseryPool(Executor):
         del worker.outgoing[:sent]
 
     def _watch(self, worker: _Worker) -> None:
-        """Start the time limit of the task the worker is at; a worker still starting has none yet."""
-        if worker.timer is not None:
-            worker.timer.cancel()
-            worker.timer = None
-        if worker.tasks and worker.pid:
-            reason = f"was killed at its time limit of {self._limit_s:g} s"
-            worker.timer = self._loop.call_later(self._limit_s, self._kill, worker, reason)
+        """The time limit of the task the worker is at begins; a worker still starting has none yet.
+
+        A timer outlives the tasks it was not needed for: setting one for each would cost more than most take.
+        """
+        worker.started_s = self._loop.time()
+        if worker.timer is None and worker.tasks and worker.pid:
+            worker.timer = self._loop.call_later(self._limit_s, self._look_after, worker)
+
+    def _look_after(self, worker: _Worker) -> None:
+        worker.timer = None
+        if not worker.tasks:
+            return  # the next task sets another timer
+        left_s = worker.started_s + self._limit_s - self._loop.time()
+        if left_s <= 0.0:
+            self._kill(worker, f"was killed at its time limit of {self._limit_s:g} s")
+        else:
+            worker.timer = self._loop.call_later(left_s, self._look_after, worker)
 
     # -- answers come in
 
@@ -372,7 +414,7 @@ class NurseryPool(Executor):
             future.set_exception(value)
 
 
-class InlineExecutor(Executor):
+class InlineExecutor(AnalysisExecutor):
     """Runs each task at once in the calling process: the smallest box, no process but the daemon.
 
     A task that exceeds `limit_s` on the main thread is interrupted and fails with WorkerLost, unless it

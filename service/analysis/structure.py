@@ -5,6 +5,8 @@ Every rule has the same form for both directions, so a mirrored market gives the
 Arrays are float64[n], oldest first; indices count from the oldest candle. Prices in quote currency.
 """
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -203,6 +205,16 @@ class OrderBlockRule(Struct, frozen=True, gc=False):
     impulse_candles: int = 3  # within how many candles
 
 
+class BlockCandidate(Struct, frozen=True, array_like=True, gc=False):
+    """A candle that price left as it leaves an order block. Whether it is one is up to its wick."""
+
+    bottom: float
+    top: float
+    at: int
+    wick: float  # on the block's own side, price units
+    heavy: bool  # its volume stands out: it is a block whatever its wick
+
+
 def find_order_blocks(
     open_: Array, high: Array, low: Array, close: Array, volume: Array, direction: int, rule: OrderBlockRule
 ) -> list[Zone]:
@@ -212,10 +224,23 @@ def find_order_blocks(
     `volume_factor` times the average before it, after which a close rises `impulse` or more above its
     high within `impulse_candles`. Bearish is the mirror image. The newest candle cannot be one yet.
     """
+    candidates = find_block_candidates(open_, high, low, close, volume, direction, rule)
+    return order_blocks_of(candidates, rule.rejection)
+
+
+def order_blocks_of(candidates: Iterable[BlockCandidate], rejection: float) -> list[Zone]:
+    """Those candidates that are order blocks when it takes a wick of `rejection`."""
+    return [Zone(c.bottom, c.top, c.at) for c in candidates if c.heavy or c.wick >= rejection]
+
+
+def find_block_candidates(
+    open_: Array, high: Array, low: Array, close: Array, volume: Array, direction: int, rule: OrderBlockRule
+) -> tuple[BlockCandidate, ...]:
+    """As `find_order_blocks`, whatever the wicks: `rule.rejection` does not count."""
     size = close.size
     first = max(size - rule.lookback, rule.volume_period)
     if first >= size - 1:
-        return []
+        return ()
     opens, closes = open_[first:].tolist(), close[first:].tolist()
     lows, highs = low[first:].tolist(), high[first:].tolist()
     # seen from the block's direction: how far later closes get, the side they leave by, the side of the wick
@@ -226,20 +251,18 @@ def find_order_blocks(
         furthest, near, far = min, lows, highs
         turned = [at for at, (o, c) in enumerate(zip(opens, closes, strict=True)) if c >= o]
     heavy: list[bool] | None = None
-    blocks = []
+    candidates = []
     reach, impulse = rule.impulse_candles, rule.impulse
     for at in turned:
         later = closes[at + 1 : at + 1 + reach]
         if not later or direction * (furthest(later) - near[at]) < impulse:
             continue
+        if heavy is None:
+            heavy = _heavy(volume[first - rule.volume_period :].tolist(), rule)
         # a candle against the direction starts its wick at its close
-        if direction * (closes[at] - far[at]) < rule.rejection:
-            if heavy is None:
-                heavy = _heavy(volume[first - rule.volume_period :].tolist(), rule)
-            if not heavy[at]:
-                continue
-        blocks.append(Zone(lows[at], highs[at], first + at))
-    return blocks
+        wick = direction * (closes[at] - far[at])
+        candidates.append(BlockCandidate(lows[at], highs[at], first + at, wick, heavy[at]))
+    return tuple(candidates)
 
 
 def _heavy(volume: list[float], rule: OrderBlockRule) -> list[bool]:
@@ -273,3 +296,38 @@ def find_liquidity(levels: Array, tolerance: float, touches: int = 3) -> list[Zo
     if end >= 0:
         zones.append(Zone(lowest_level, ordered[end]))
     return zones
+
+
+def liquidity_above(
+    ordered: Sequence[float], price: float, tolerance: float, touches: int = 3
+) -> float | None:
+    """The bottom of the lowest zone of `find_liquidity` that lies above the price; None without one.
+
+    Args: ordered: the levels, ascending. Only levels near the price and above it are looked at.
+    """
+    span = touches - 1
+    first = bisect_right(ordered, price)
+    end = -1  # of a zone that begins at or below the price and may reach above it
+    for start in range(max(first - span, 0), len(ordered) - span):
+        if ordered[start + span] - ordered[start] > tolerance:
+            continue
+        if start > end and start >= first:
+            return ordered[start]
+        end = start + span
+    return None
+
+
+def liquidity_below(
+    ordered: Sequence[float], price: float, tolerance: float, touches: int = 3
+) -> float | None:
+    """The mirror image: the top of the highest zone that lies below the price."""
+    span = touches - 1
+    last = bisect_left(ordered, price) - 1
+    end = len(ordered)
+    for start in range(min(last + span, len(ordered) - 1), span - 1, -1):
+        if ordered[start] - ordered[start - span] > tolerance:
+            continue
+        if start < end and start <= last:
+            return ordered[start]
+        end = start - span
+    return None

@@ -7,11 +7,13 @@ import functools
 import gc
 import pickle
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from service.analysis.series import SeriesMemo
 from service.errors import SettingsInvalid
 from service.market.candles import CandleStore
 from service.records import Signal
@@ -63,6 +65,14 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     failed: str = ""  # the strategy broke on it
 
 
+class BatchAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """One Outcome per place of a batch, and how often a part that depends on one series was at hand."""
+
+    outcomes: list[Outcome]
+    series_reused: int
+    series_computed: int
+
+
 class StrategyFacts(msgspec.Struct, frozen=True):
     """A loaded strategy as it describes itself."""
 
@@ -80,6 +90,7 @@ class _Prepared:
         self.store = CandleStore.attach(Path(task.store_path))
         if absent := set(self.facts.timeframes) - set(self.store.timeframes):
             raise SettingsInvalid(f"the candle store does not keep {', '.join(sorted(absent))}")
+        self.memo = SeriesMemo(self.store)
         self.needed = tuple(dict.fromkeys((*self.facts.timeframes, _CLOCK_TIMEFRAME)))
 
 
@@ -99,19 +110,21 @@ def _load(strategy: StrategySettings) -> tuple[Strategy, StrategyFacts]:
 
 
 def analyse_batch(task: Task, places: Sequence[Place]) -> bytes:
-    """One Outcome per place, in their order, as msgpack.
+    """A BatchAnswer, outcomes in the order of the places, as msgpack.
 
     Raises: StrategyInvalid, SettingsInvalid, CandleFileInvalid: before any symbol is analysed.
     """
     prepared = _prepare(task)
-    outcomes = _encode([_analyse(prepared, row, symbol) for row, symbol in places])
+    outcomes = [_analyse(prepared, row, symbol) for row, symbol in places]
+    answer = _encode(BatchAnswer(outcomes, *prepared.memo.take_counts()))
+    del outcomes
     if task.collect:
         gc.collect()
-    return outcomes
+    return answer
 
 
 def forget() -> None:
-    """Let go of the store and the strategy that the last batch left."""
+    """Let go of the store, the strategy and what it remembers, that the last batch left."""
     global _prepared
     if _prepared is not None:
         _prepared.store.close()
@@ -137,6 +150,7 @@ def _analyse(prepared: _Prepared, row: int, symbol: str) -> Outcome:
         outcome = _analyse_once(prepared, row, symbol, sequence)
         if store.sequence(row) == sequence:
             return outcome
+        prepared.memo.discard(row)
     return Outcome(-1, skipped="its candles are being written")
 
 
@@ -148,7 +162,7 @@ def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> 
         held = store.count(row, timeframe)
         if held < facts.candles:
             return Outcome(sequence, skipped=f"{held} candles of {timeframe}, {facts.candles} needed")
-    view = view_of(store, row, symbol)
+    view = view_of(store, row, symbol, prepared.memo)
     try:
         return Outcome(sequence, checked_signal(facts.name, view, prepared.strategy.analyse(view)))
     except StrategyBroke as error:
@@ -157,15 +171,15 @@ def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> 
         return Outcome(-1, failed=_sendable(describe(error)))
 
 
-def view_of(store: CandleStore, row: int, symbol: str) -> MarketView:
-    """What a strategy sees of a row."""
+def view_of(store: CandleStore, row: int, symbol: str, memo: SeriesMemo | None = None) -> MarketView:
+    """What a strategy sees of a row. Args: memo: of this store; None remembers nothing."""
 
     def read(timeframe: str) -> Candles:
         # the named constructor costs twice as much, and this runs for every series
         return tuple.__new__(Candles, store.columns(row, timeframe, store.candles))
 
     close_ms = candle_close_ms(store.last_open_ms(row, _CLOCK_TIMEFRAME), _CLOCK_TIMEFRAME)
-    return MarketView(symbol, close_ms, read)
+    return MarketView(symbol, close_ms, read, partial(memo.recall, row, read) if memo else None)
 
 
 def _sendable(reason: str) -> str:

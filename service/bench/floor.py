@@ -1,7 +1,9 @@
 """The floor under a cycle: the strategy's own TA-Lib calls over the same data, in one loop, in one process.
 
-The calls are noted while the strategy runs over every row, with their very arguments, then made again with
-nothing around them. Asked one line at a time, so that floor and cycles take turns on the same noisy machine.
+The calls are those of a full computation, all series, nothing reused. They are noted while the strategy runs
+over every row, with their very arguments, then made again with nothing around them. How many of them a cycle
+makes that reuses the series which did not change is counted beside it. Asked one line at a time, so that
+floor and cycles take turns on the same noisy machine.
 """
 
 import gc
@@ -10,7 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.analysis.series import SeriesMemo
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -37,28 +42,21 @@ class Floor:
 
     def __init__(self, store_path: Path) -> None:
         from service.analysis.nursery import preload
+        from service.analysis.series import SeriesMemo
         from service.market.candles import CandleStore
         from service.strategies.loader import load_strategy
 
         preload()
         self._store = CandleStore.attach(store_path)
+        self._memo = SeriesMemo(self._store)
         self._strategy = load_strategy("ict_smc", {})
         gc.disable()  # the floor pays for no collection: it is what cannot be undercut
 
     def round(self) -> dict[str, float]:
-        """One measurement over all rows as they are now. Seconds, and the number of calls."""
-        import talib
-
-        from service.analysis import indicators
-
+        """One measurement over all rows as they are now. Seconds, and the numbers of calls."""
         strategy_wall_s, strategy_cpu_s = _timed(self._analyse_all)
-        noting = _Noting(talib)
-        vars(indicators)["talib"] = noting
-        try:
-            self._analyse_all()
-        finally:
-            vars(indicators)["talib"] = talib
-        calls = noting.calls
+        calls_made = len(self._noted(self._memo))
+        calls = self._noted(None)
 
         def floor() -> None:
             for function, arguments in calls:
@@ -69,15 +67,29 @@ class Floor:
             "wall_s": wall_s,
             "cpu_s": cpu_s,
             "calls": len(calls),
+            "calls_made": calls_made,
             "strategy_wall_s": strategy_wall_s,
             "strategy_cpu_s": strategy_cpu_s,
         }
 
-    def _analyse_all(self) -> None:
+    def _noted(self, memo: "SeriesMemo | None") -> list[Call]:
+        import talib
+
+        from service.analysis import indicators
+
+        noting = _Noting(talib)
+        vars(indicators)["talib"] = noting
+        try:
+            self._analyse_all(memo)
+        finally:
+            vars(indicators)["talib"] = talib
+        return noting.calls
+
+    def _analyse_all(self, memo: "SeriesMemo | None" = None) -> None:
         from service.analysis.worker import view_of
 
         for row, symbol in self._store.symbols():
-            self._strategy.analyse(view_of(self._store, row, symbol))
+            self._strategy.analyse(view_of(self._store, row, symbol, memo))
 
 
 def _timed(work: Callable[[], None]) -> tuple[float, float]:

@@ -81,8 +81,8 @@ def probe(seen: Seen, market: "SteppedMarket") -> None:
     shared: list[Outcome] = []
 
     class Analyzer(ParallelAnalyzer):
-        async def _submit(self, batch: "list[Place]") -> "list[Outcome]":
-            found = await super()._submit(batch)
+        async def _submit(self, worker: int, batch: "list[Place]") -> "list[Outcome]":
+            found = await super()._submit(worker, batch)
             # Names of features and the like are the decoder's and shared by all batches: what the first ones
             # hold too is not this one's own.
             if len(shared) < _REFERENCE_SYMBOLS:

@@ -15,11 +15,12 @@ CandleTuple = tuple[int, float, float, float, float, float]
 
 
 class Rounds(msgspec.Struct):
-    """Candles of 5m that close one after the other once the store is full."""
+    """Candles of 5m that close one after the other once the store is full, and the longer ones they end."""
 
     start_ms: int  # open time of the first
     symbols: list[str]
     candles: list[list[CandleTuple]]  # one list a round, in the order of the symbols
+    longer: list[dict[str, list[CandleTuple]]]  # the same of each longer timeframe that closes with a round
 
 
 def build(directory: Path, *, symbols: int, candles: int, rounds: int, seed: int) -> None:
@@ -35,6 +36,7 @@ def build(directory: Path, *, symbols: int, candles: int, rounds: int, seed: int
     until_ms = now_ms + rounds * five_ms
     store = CandleStore.open(directory / STORE_FILE, symbols_capacity=symbols, candles=candles)
     following: list[list[CandleTuple]] = [[] for _ in range(rounds)]
+    longer: list[dict[str, list[CandleTuple]]] = [{} for _ in range(rounds)]
     for index, symbol in enumerate(tape.symbols):
         row = store.add_symbol(symbol)
         for timeframe in store.timeframes:
@@ -43,11 +45,15 @@ def build(directory: Path, *, symbols: int, candles: int, rounds: int, seed: int
             store.append(row, timeframe, [_row(values) for values in found.tolist()])
             if (held := store.count(row, timeframe)) != candles:
                 raise ValueError(f"{symbol} has {held} candles of {timeframe}, wanted are {candles}")
-        later = tape.candles(index, "5m", now_ms, until_ms - five_ms, until_ms).tolist()
-        for number, values in enumerate(later):
-            following[number].append(_row(values))
+            later = tape.candles(index, timeframe, now_ms, until_ms - step, until_ms).tolist()
+            for row_values in map(_row, later):
+                number = (row_values[0] + step - now_ms) // five_ms - 1
+                if timeframe == "5m":
+                    following[number].append(row_values)
+                else:
+                    longer[number].setdefault(timeframe, []).append(row_values)
     store.close()
-    document = Rounds(now_ms, list(tape.symbols), following)
+    document = Rounds(now_ms, list(tape.symbols), following, longer)
     (directory / NEXT_FILE).write_bytes(msgspec.msgpack.encode(document))
 
 

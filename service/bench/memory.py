@@ -112,8 +112,14 @@ def _records(archive: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield stream.name, [timeless(json.loads(line)) for line in lines]
 
 
+_HOW = frozenset({"seconds", "batches", "series_reused", "series_computed"})
+
+
 def timeless(value: Any) -> Any:
-    """Without when it happened, how long it took and in how many batches; a candle's time is the market's."""
+    """Without when it happened and how it was computed (how long, in how many batches, what was at hand).
+
+    A candle's time is the market's.
+    """
     if isinstance(value, dict):
         return {name: timeless(one) for name, one in value.items() if not _is_time(name)}
     return [timeless(one) for one in value] if isinstance(value, list) else value
@@ -122,7 +128,7 @@ def timeless(value: Any) -> Any:
 def _is_time(name: str) -> bool:
     if name == "candle_close_ms":
         return False
-    return name.endswith(("_ms", "_s")) or name in ("seconds", "batches")
+    return name.endswith(("_ms", "_s")) or name in _HOW
 
 
 def differing(

@@ -6,7 +6,7 @@ open, high, low, close, volume (float64). Layout, every part on an 8-byte bounda
 
     header     4096 bytes: magic, version, sizes, timeframes, CRC-32; then clean mark, generation, boot id
     symbols    [row] 64 bytes: length, UTF-8 name, CRC-32
-    state      [row] sequence, then [timeframe] (end slot, count), int64
+    state      [row] sequence, then [timeframe] (end slot, count, version), int64
     forming    [row][timeframe][6]
     series     [row][timeframe][6][slot]
 
@@ -16,6 +16,8 @@ per `candles / 8` appends. Pages of rows that are not used are never touched and
 
 Readers in other processes see each change at once. A row's sequence is odd while it is written: read it
 before and after using a window, and retry when it changed or was odd. Aligned 8-byte stores are atomic.
+A series' version grows when its candles change, so that what was computed from one series outlives a
+candle of another; it never falls while the file is open, whoever owns the row.
 """
 
 import errno
@@ -45,7 +47,7 @@ FIELDS = ("open", "high", "low", "close", "volume")
 FILE_NAME = "candles.mmap"
 
 _MAGIC = b"PERPDCND"
-_VERSION = 1
+_VERSION = 2
 _HEADER_BYTES = 4096
 _PREFIX = struct.Struct("=8sIIIII")  # magic, version, capacity, candles, slots, number of timeframes
 _CRC = struct.Struct("=I")
@@ -55,6 +57,7 @@ _GENERATION_WORD = 264 // 8  # grows with each change of the symbol table
 _BOOT_AT, _BOOT_BYTES = 272, 64
 _SYMBOL_BYTES, _NAME_BYTES = 64, 58
 _SERIES = 1 + len(FIELDS)
+_STATE = 3  # words of a series' state: end slot, count, version
 _KEPT_ASIDE = 3
 
 RawBytes = bytes  # inside the class, `bytes` is its property
@@ -98,7 +101,7 @@ class Layout(NamedTuple):
 
     @property
     def state_words(self) -> int:
-        return 1 + 2 * len(self.timeframes)
+        return 1 + _STATE * len(self.timeframes)
 
     @property
     def state_at(self) -> int:
@@ -361,9 +364,10 @@ class CandleStore:
     def replace(self, row: int, timeframe: str, rows: Sequence[CandleRow]) -> int:
         """Forget the series and start it again with these; returns how many it has. Raises as `append`."""
         state = self._state(row)
-        end_at = state + 1 + 2 * self._timeframe[timeframe]
+        end_at = state + 1 + _STATE * self._timeframe[timeframe]
         self._q[state] += 1
         self._q[end_at] = self._q[end_at + 1] = 0
+        self._q[end_at + 2] += 1
         self._q[state] += 1
         return self.append(row, timeframe, rows)
 
@@ -377,7 +381,7 @@ class CandleStore:
     def _append(self, row: int, index: int, step: int, rows: Sequence[CandleRow]) -> int:
         q, d = self._q, self._d
         slots, candles = self._layout.slots, self._layout.candles
-        end_at = self._state(row) + 1 + 2 * index
+        end_at = self._state(row) + 1 + _STATE * index
         base = self._series(row, index)
         end, count = q[end_at], q[end_at + 1]
         last = q[base + end - 1] if count else 0
@@ -385,7 +389,8 @@ class CandleStore:
         for candle in rows:
             open_ms = candle[0]
             if count and open_ms <= last:
-                self._correct(base, end, count, (last - open_ms) // step, candle)
+                if self._correct(base, end, count, (last - open_ms) // step, candle):
+                    q[end_at + 2] += 1
                 continue
             if count and open_ms != last + step:
                 raise GapFound(expected_ms=last + step, found_ms=open_ms, appended=appended)
@@ -402,18 +407,21 @@ class CandleStore:
             appended += 1
             q[end_at] = end
             q[end_at + 1] = count
+            q[end_at + 2] += 1
         return appended
 
-    def _correct(self, base: int, end: int, count: int, age: int, candle: CandleRow) -> None:
+    def _correct(self, base: int, end: int, count: int, age: int, candle: CandleRow) -> bool:
+        """Whether the candle of this age was there with other values."""
         if age >= count:
-            return
+            return False
         at = base + end - 1 - age
         slots = self._layout.slots
         if all(self._d[at + slots * i] == candle[i] for i in range(1, _SERIES)):
-            return
+            return False
         for i in range(1, _SERIES):
             self._d[at + slots * i] = candle[i]
         self.corrected += 1
+        return True
 
     def _slide(self, base: int, end: int, keep: int) -> int:
         q, slots = self._q, self._layout.slots
@@ -423,8 +431,9 @@ class CandleStore:
 
     def _empty(self, row: int) -> None:
         state = self._state(row)
-        for at in range(state + 1, state + self._layout.state_words):
-            self._q[at] = 0
+        for end_at in range(state + 1, state + self._layout.state_words, _STATE):
+            self._q[end_at] = self._q[end_at + 1] = 0
+            self._q[end_at + 2] += 1
         forming = self._forming(row, 0)
         for at in range(forming, forming + _SERIES * len(self._steps), _SERIES):
             self._q[at] = 0
@@ -445,7 +454,7 @@ class CandleStore:
     ) -> "tuple[Times, Values, Values, Values, Values, Values]":
         """As `window`, in one tuple: open time, open, high, low, close, volume."""
         index = self._timeframe[timeframe]
-        state = self._state(row) + 1 + 2 * index
+        state = self._state(row) + 1 + _STATE * index
         end, held = self._q[state], self._q[state + 1]
         if held > count:
             held = count
@@ -465,7 +474,7 @@ class CandleStore:
     def last_open_ms(self, row: int, timeframe: str) -> int:
         """Open time of the newest closed candle; 0 when there is none."""
         index = self._timeframe[timeframe]
-        state = self._state(row) + 1 + 2 * index
+        state = self._state(row) + 1 + _STATE * index
         if not self._q[state + 1]:
             return 0
         return self._q[self._series(row, index) + self._q[state] - 1]
@@ -473,12 +482,12 @@ class CandleStore:
     def first_open_ms(self, row: int, timeframe: str) -> int:
         """Open time of the oldest closed candle; 0 when there is none."""
         index = self._timeframe[timeframe]
-        state = self._state(row) + 1 + 2 * index
+        state = self._state(row) + 1 + _STATE * index
         end, count = self._q[state], self._q[state + 1]
         return self._q[self._series(row, index) + end - count] if count else 0
 
     def count(self, row: int, timeframe: str) -> int:
-        return self._q[self._state(row) + 2 + 2 * self._timeframe[timeframe]]
+        return self._q[self._state(row) + 2 + _STATE * self._timeframe[timeframe]]
 
     def rows_since(self, row: int, timeframe: str, since_ms: int, limit: int = 0) -> list[CandleRow]:
         """Closed candles that open at `since_ms` or later, oldest first; at most `limit` when it is set.
@@ -486,7 +495,7 @@ class CandleStore:
         Copies as plain Python values, for callers that have no numpy.
         """
         index = self._timeframe[timeframe]
-        state = self._state(row) + 1 + 2 * index
+        state = self._state(row) + 1 + _STATE * index
         end, count = self._q[state], self._q[state + 1]
         if not count:
             return []
@@ -504,6 +513,13 @@ class CandleStore:
         """Even: the row is stable. Odd: it is being written. It grows with each change of the row."""
         return self._q[self._state(row)]
 
+    def version(self, row: int, timeframe: str) -> int:
+        """It grows with each change of the series' closed candles, as `sequence` does with those of the row.
+
+        Read it while the sequence is even, and use what it vouches for only when the sequence stays.
+        """
+        return self._q[self._state(row) + 3 + _STATE * self._timeframe[timeframe]]
+
     def content(self, row: int) -> RawBytes:
         """A copy of all closed candles of the row as raw bytes, to tell two states of it apart.
 
@@ -512,7 +528,7 @@ class CandleStore:
         pieces = []
         slots = self._layout.slots
         for index in range(len(self._steps)):
-            state = self._state(row) + 1 + 2 * index
+            state = self._state(row) + 1 + _STATE * index
             base, end, count = self._series(row, index), self._q[state], self._q[state + 1]
             for first in range(base + end - count, base + end - count + _SERIES * slots, slots):
                 pieces.append(self._bytes[first * 8 : (first + count) * 8])
@@ -595,7 +611,7 @@ class CandleStore:
 
     def _series_of(self, row: int) -> Iterator[tuple[int, int, int, int]]:
         for index, step in enumerate(self._steps):
-            state = self._state(row) + 1 + 2 * index
+            state = self._state(row) + 1 + _STATE * index
             yield self._series(row, index), self._q[state], self._q[state + 1], step
 
     def _sound(self, series: tuple[int, int, int, int]) -> bool:

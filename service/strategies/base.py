@@ -9,6 +9,8 @@ import msgspec
 from service.errors import SettingsInvalid
 from service.records import TIMEFRAME_MS, PositionSide, Signal
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from service.analysis.indicators import Array
 
@@ -18,7 +20,11 @@ MAX_NAMED_VALUES = 256
 MAX_NAMES_BYTES = 8192
 """Most bytes their keys may have together, as UTF-8."""
 
+MAX_REMEMBERED_BYTES = 4_096
+"""Most bytes, as msgpack, of a result that `MarketView.remember` keeps."""
+
 _FLOATS = frozenset({float})
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Candles(NamedTuple):
@@ -38,16 +44,50 @@ class MarketView:
     The arrays are valid during the call only: a strategy keeps no reference to them.
     """
 
-    __slots__ = ("_read", "candle_close_ms", "symbol")
+    __slots__ = ("_read", "_recall", "candle_close_ms", "symbol")
 
-    def __init__(self, symbol: str, candle_close_ms: int, read: Callable[[str], Candles]) -> None:
+    def __init__(
+        self,
+        symbol: str,
+        candle_close_ms: int,
+        read: Callable[[str], Candles],
+        recall: Callable[..., Any] | None = None,
+    ) -> None:
+        """Args: recall: as `remember`; None computes each time."""
         self.symbol = symbol
         self.candle_close_ms = candle_close_ms  # first millisecond after the newest 5m candle
         self._read = read
+        self._recall = recall
 
     def candles(self, timeframe: str) -> Candles:
         """All closed candles of a timeframe. Raises KeyError for one that is not kept."""
         return self._read(timeframe)
+
+    def remember(self, timeframe: str, compute: Callable[..., T], *arguments: Any) -> T:
+        """`compute(candles, *arguments)` of a timeframe; its last result while neither of them has changed.
+
+        For what depends on one timeframe alone, the arguments included. `compute` is a method of the
+        strategy or a function of its module, a few in all: one made anew in each call is another one, and
+        computed each time. Arguments and result are immutable data (None, numbers, texts, tuples, frozen
+        msgspec records); what is larger than MAX_REMEMBERED_BYTES is computed each time.
+        Raises: what `compute` raises; nothing is remembered then. StrategyBroke: its result is not such data.
+        """
+        result: T
+        if self._recall is not None:
+            result = self._recall(timeframe, compute, *arguments)
+        else:
+            result = compute(self._read(timeframe), *arguments)
+            size_to_remember((arguments, result))
+        return result
+
+
+def size_to_remember(data: object) -> int:
+    """Its bytes as msgpack. Raises StrategyBroke: it may change later, or is no plain data."""
+    try:
+        hash(data)  # arrays, lists, dicts and records that are not frozen have none
+        return len(_encode(data))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StrategyBroke(f"what it wants remembered is not immutable data: {error}") from None
 
 
 class SignalDraft(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +107,8 @@ class Strategy(Protocol):
     """One way to trade. Built once per worker with the settings' options: `YourStrategy(options)`.
 
     `analyse` depends on its argument and the options only: no state, no clock, no randomness, so that
-    the same candles give the same signal in any worker. It may raise: the symbol is skipped and counted.
+    the same candles give the same signal in any worker. What it computes from one timeframe alone it may
+    hand to `MarketView.remember`. It may raise: the symbol is skipped and counted.
     """
 
     @property

@@ -17,11 +17,14 @@ from service.analysis.structure import (
     BEARISH,
     BULLISH,
     NEUTRAL,
+    BlockCandidate,
     OrderBlockRule,
     Zone,
-    find_liquidity,
-    find_order_blocks,
+    find_block_candidates,
     latest_structure,
+    liquidity_above,
+    liquidity_below,
+    order_blocks_of,
 )
 from service.records import PositionSide
 from service.strategies.base import Candles, MarketView, SignalDraft, read_options
@@ -73,6 +76,23 @@ class IctSmcOptions(Struct, frozen=True, forbid_unknown_fields=True):
     target_r: Positive = 2.0
 
 
+class Course(Struct, frozen=True, gc=False):
+    """Where 15m is going."""
+
+    averages: TimeframeReading
+    structure: int
+
+
+class Levels(Struct, frozen=True, gc=False):
+    """What 15m has around the price, for signals of one direction."""
+
+    band_rank: float
+    band_position: float
+    blocks: tuple[BlockCandidate, ...]
+    highs: tuple[float, ...]  # the newest, ascending: where liquidity may rest
+    lows: tuple[float, ...]
+
+
 class IctSmc:
     """The founding strategy, on closed candles of 5m, 15m and 1h."""
 
@@ -96,38 +116,61 @@ class IctSmc:
 
     def analyse(self, view: MarketView) -> SignalDraft | None:
         """A draft for each symbol with a direction, whatever its confidence; None without one."""
+        hour = view.remember("1h", self._read_hour)
+        if hour is None or hour.trend == NEUTRAL:
+            return None
+        fifteen = view.remember("15m", self._read_course)
+        if fifteen is None or possible_direction(fifteen.averages.trend, fifteen.structure) != hour.trend:
+            return None
         o = self.options
-        hour_reading = self._averages(view.candles("1h"), o.close_period_1h)
-        if hour_reading is None or hour_reading.trend == NEUTRAL:
-            return None
-        fifteen = view.candles("15m")
-        fifteen_reading = self._averages(fifteen, o.close_period_15m)
-        if fifteen_reading is None or fifteen_reading.trend == -hour_reading.trend:
-            return None
         five = view.candles("5m")
-        five_reading = self._averages(five, o.close_period_5m)
-        if five_reading is None:
+        averages = self._averages(five, o.close_period_5m)
+        if averages is None:
             return None
-        structure = latest_structure(fifteen.high, fifteen.low, o.swing_reach)
-        sign = direction(hour_reading.trend, fifteen_reading.trend, five_reading.trend, structure)
+        sign = direction(hour.trend, fifteen.averages.trend, averages.trend, fifteen.structure)
         if sign == NEUTRAL:
             return None
         entry = five.close.item(-1)
-        band_rank, band_position = self._band(fifteen, entry)
+        levels = view.remember("15m", self._read_levels, sign, fifteen.averages.atr)
         reading = Reading(
             view.candle_close_ms,
             entry,
-            five_reading,
-            fifteen_reading,
-            hour_reading,
-            structure,
+            averages,
+            fifteen.averages,
+            hour,
+            fifteen.structure,
             indicators.relative_strength_index(five.close, o.rsi_period).item(-1),
             indicators.macd_histogram(five.close, o.macd_fast, o.macd_slow, o.macd_signal).item(-1),
-            band_rank,
-            band_position,
+            levels.band_rank,
+            levels.band_position,
             _volume_ratio(five.volume),
         )
-        return self._draft(reading, sign, self._surroundings(fifteen, entry, fifteen_reading.atr, sign))
+        return self._draft(reading, sign, self._surroundings(levels, entry, fifteen.averages.atr, sign))
+
+    def _read_hour(self, candles: Candles) -> TimeframeReading | None:
+        return self._averages(candles, self.options.close_period_1h)
+
+    def _read_course(self, candles: Candles) -> Course | None:
+        averages = self._averages(candles, self.options.close_period_15m)
+        if averages is None:
+            return None
+        return Course(averages, latest_structure(candles.high, candles.low, self.options.swing_reach))
+
+    def _read_levels(self, candles: Candles, sign: int, atr: float) -> Levels:
+        o = self.options
+        rule = OrderBlockRule(
+            lookback=o.block_lookback,
+            volume_factor=o.block_volume_factor,
+            volume_period=o.block_volume_period,
+            impulse=o.block_impulse_atr * atr,
+            impulse_candles=o.block_impulse_candles,
+        )
+        return Levels(
+            *self._band(candles.close),
+            find_block_candidates(*candles[1:], sign, rule),
+            tuple(sorted(candles.high[-o.liquidity_lookback :].tolist())),
+            tuple(sorted(candles.low[-o.liquidity_lookback :].tolist())),
+        )
 
     def _averages(self, candles: Candles, close_period: int) -> TimeframeReading | None:
         """None in a market that does not move: without a range there is neither trend nor stop."""
@@ -149,45 +192,31 @@ class IctSmc:
         trend = BULLISH if gap > band else (BEARISH if gap < -band else NEUTRAL)
         return TimeframeReading(trend, gap, close.item(-1) - held, atr)
 
-    def _band(self, fifteen: Candles, entry: float) -> tuple[float, float]:
+    def _band(self, close: Array) -> tuple[float, float]:
         """Rank of the Bollinger band's width among its own last ones, and the close's place in it.
 
-        The width is a fixed multiple of the deviation, so the deviation is ranked. Centred on the entry,
-        because TA-Lib's formula loses digits far from zero.
+        The width is a fixed multiple of the deviation, so the deviation is ranked. Centred on the newest
+        close, because TA-Lib's formula loses digits far from zero.
         """
         o = self.options
-        centred = fifteen.close - entry
+        centred = close - close.item(-1)
         widths = indicators.standard_deviation(centred, o.bollinger_period)[-o.bollinger_history :]
         now = widths.item(-1)
         # the unknown ones of a short history are NaN, which is never less
         known = min(widths.size, centred.size - o.bollinger_period + 1)
         rank = float(np.count_nonzero(widths < now)) / max(known - 1, 1)
         middle = float(np.add.reduce(centred[-o.bollinger_period :])) / o.bollinger_period
-        place = (centred.item(-1) - middle) / now if now > 0.0 else 0.0
+        place = -middle / now if now > 0.0 else 0.0
         return rank, place
 
-    def _surroundings(self, fifteen: Candles, entry: float, atr: float, sign: int) -> Surroundings:
+    def _surroundings(self, levels: Levels, entry: float, atr: float, sign: int) -> Surroundings:
         o = self.options
-        rule = OrderBlockRule(
-            o.block_lookback,
-            o.block_rejection_fraction * entry,
-            o.block_volume_factor,
-            o.block_volume_period,
-            o.block_impulse_atr * atr,
-            o.block_impulse_candles,
-        )
-        high, low = fifteen.high, fifteen.low
-        blocks = find_order_blocks(fifteen.open, high, low, fifteen.close, fifteen.volume, sign, rule)
+        blocks = order_blocks_of(levels.blocks, o.block_rejection_fraction * entry)
         tolerance = o.liquidity_fraction * entry
-        over = under = None
-        for zone in find_liquidity(high[-o.liquidity_lookback :], tolerance, o.liquidity_touches):
-            if zone.bottom > entry:
-                over = (zone.bottom - entry) / atr
-                break
-        for zone in find_liquidity(low[-o.liquidity_lookback :], tolerance, o.liquidity_touches):
-            if zone.top >= entry:
-                break
-            under = (entry - zone.top) / atr
+        level = liquidity_above(levels.highs, entry, tolerance, o.liquidity_touches)
+        over = None if level is None else (level - entry) / atr
+        level = liquidity_below(levels.lows, entry, tolerance, o.liquidity_touches)
+        under = None if level is None else (entry - level) / atr
         ahead, behind = (over, under) if sign > 0 else (under, over)
         return Surroundings(nearest_block(blocks, entry, atr, sign), ahead, behind)
 
@@ -244,6 +273,13 @@ def direction(trend_1h: int, trend_15m: int, trend_5m: int, structure: int) -> i
     if trend_15m == NEUTRAL and trend_5m == trend_1h and structure == trend_1h:
         return trend_1h
     return NEUTRAL
+
+
+def possible_direction(trend_15m: int, structure: int) -> int:
+    """The only direction that `direction` can give with these, whatever the other trends are."""
+    if trend_15m == NEUTRAL:
+        return structure
+    return NEUTRAL if structure == -trend_15m else trend_15m
 
 
 def nearest_block(blocks: list[Zone], price: float, atr: float, sign: int) -> float | None:

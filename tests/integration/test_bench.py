@@ -41,7 +41,13 @@ def test_a_cycle_is_measured_beside_the_floor_of_its_own_calls(tmp_path, workers
         "cycle", "--symbols", "12", "--candles", "120", "--workers", workers, "--rounds", "3", cwd=tmp_path
     )
     found = values(result)
-    assert found["TA-Lib calls a cycle"] >= 12 * 4  # each symbol's 1h trend at least
+    assert found["TA-Lib calls of a full computation"] >= 12 * 4  # each symbol's 1h trend at least
+    assert 0 < found["TA-Lib calls made a cycle"] < found["TA-Lib calls of a full computation"]
+    assert found["series parts reused a cycle"] > 0
+    assert set(result["details"]["worst"]["series_reused"]) == {0}
+    assert min(result["details"]["worst"]["series_computed"]) > max(
+        result["details"]["idle"]["series_computed"]
+    )
     assert 0 < found["floor CPU mean"] < found["cycle CPU mean"]
     assert found["CPU over floor"] == pytest.approx(found["cycle CPU mean"] / found["floor CPU mean"])
     assert len(result["details"]["idle"]["wall_s"]) == 3

@@ -54,6 +54,25 @@ async def test_tasks_run_in_other_processes_and_answer(pool):
     assert os.getpid() not in pids
 
 
+async def test_a_preferred_worker_gets_the_task_while_it_has_room_and_nobody_waits_for_it(pool):
+    await until(lambda: len(pool.pids) == 2)
+    first, second = pool.pids
+    for _ in range(5):
+        assert await result(pool.submit_to(1, os.getpid)) == second
+        assert await result(pool.submit_to(2, os.getpid)) == first  # counted around
+    hung = [pool.submit_to(1, *WAIT_FOR_EVER) for _ in range(2)]
+    assert await result(pool.submit_to(1, os.getpid)) == first
+    assert [future.done() for future in hung] == [False, False]
+
+
+async def test_a_preferred_worker_that_is_gone_is_no_obstacle(pool):
+    await until(lambda: len(pool.pids) == 2)
+    for pid in list(pool.pids):
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: pool.lost == 2)
+    assert await result(pool.submit_to(1, divmod, 9, 7)) == (1, 2)
+
+
 async def test_answers_larger_than_a_socket_buffer_arrive_whole(pool):
     assert await result(pool.submit(bytes, 5_000_000)) == bytes(5_000_000)
     assert await result(pool.submit(len, bytes(5_000_000))) == 5_000_000

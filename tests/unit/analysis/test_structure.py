@@ -20,6 +20,8 @@ from service.analysis.structure import (
     find_order_blocks,
     find_swings,
     latest_structure,
+    liquidity_above,
+    liquidity_below,
     market_structure,
 )
 
@@ -240,6 +242,21 @@ def test_liquidity_zones_are_the_unions_of_all_close_runs_of_levels(levels, tole
             zones.append(set(run))
     found = find_liquidity(array(*levels), float(tolerance), touches)
     assert found == [(ordered[min(zone)], ordered[max(zone)], -1) for zone in zones]
+
+
+@settings(max_examples=500)
+@given(
+    levels=st.lists(st.integers(0, 12).map(float), max_size=12),
+    price=st.integers(-2, 26).map(lambda halves: halves / 2),
+    tolerance=st.sampled_from([0.0, 1.0, 2.0, 3.0]),
+    touches=st.integers(2, 4),
+)
+def test_the_nearest_liquidity_is_that_of_the_zones_on_either_side(levels, price, tolerance, touches):
+    zones = find_liquidity(array(*levels), tolerance, touches)
+    above = min((zone.bottom for zone in zones if zone.bottom > price), default=None)
+    below = max((zone.top for zone in zones if zone.top < price), default=None)
+    assert liquidity_above(sorted(levels), price, tolerance, touches) == above
+    assert liquidity_below(sorted(levels), price, tolerance, touches) == below
 
 
 def test_liquidity_needs_three_levels_close_to_each_other():

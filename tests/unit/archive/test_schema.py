@@ -17,7 +17,7 @@ RELEASED = {
     "positions": (1, "7c3c8ce6da24"),
     "adjustments": (1, "e3d1d898a10e"),
     "shadow_outcomes": (1, "a38f087dd818"),
-    "cycles": (1, "c1e1d7ac6bcf"),
+    "cycles": (1, "412bc5e71df6"),
 }
 
 

@@ -269,6 +269,78 @@ def test_another_process_sees_what_is_appended_after_it_attached(path):
     store.close()
 
 
+def test_a_version_grows_with_its_own_series_only(store):
+    row, other = store.add_symbol("A"), store.add_symbol("B")
+    store.append(row, "5m", series(20))
+    store.append(row, "15m", [candle(n, step=900_000) for n in range(5)])
+
+    def versions():
+        return [store.version(one, timeframe) for one in (row, other) for timeframe in ("5m", "15m", "1h")]
+
+    before = versions()
+    store.append(row, "5m", [candle(20)])
+    store.append(row, "15m", [candle(3, close=50.0, step=900_000)])  # the venue corrects an old one
+    store.append(row, "5m", [candle(20), candle(0, close=7.0)])  # known, and older than the series
+    store.set_forming(row, "15m", candle(5, step=900_000))
+    after = versions()
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 0, 0, 0, 0]
+
+
+def test_a_candle_before_a_gap_gives_a_new_version_too(store):
+    row = store.add_symbol("A")
+    store.append(row, "5m", series(3))
+    before = store.version(row, "5m")
+    with pytest.raises(GapFound):
+        store.append(row, "5m", [candle(3), candle(9)])
+    assert store.version(row, "5m") > before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store, row: store.replace(row, "5m", []),
+        lambda store, row: store.replace(row, "5m", series(20)),
+        lambda store, row: store.clear(row),
+        lambda store, row: store.remove_symbol("A"),
+        lambda store, row: (store.remove_symbol("A"), store.add_symbol("B")),
+    ],
+)
+def test_a_series_that_is_emptied_replaced_or_given_away_never_has_an_earlier_version_again(store, change):
+    row = store.add_symbol("A")
+    seen = {store.version(row, "5m")}
+    for number in range(20):
+        store.append(row, "5m", [candle(number)])
+        seen.add(store.version(row, "5m"))
+    change(store, row)
+    assert store.version(row, "5m") not in seen
+    store.append(row, "5m", [candle(20)])
+    assert store.version(row, "5m") not in seen
+
+
+def test_versions_go_on_where_they_were_after_a_restart(path):
+    store = open_store(path)
+    store.append(store.add_symbol("A"), "5m", series(7))
+    before = store.version(0, "5m")
+    store.close()
+    again = open_store(path)
+    assert again.version(0, "5m") == before
+    again.close()
+
+
+def test_a_file_of_the_version_before_is_set_aside(path):
+    store = open_store(path)
+    store.append(store.add_symbol("A"), "5m", series(3))
+    store.close()
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(struct.pack("=I", candles_module._VERSION - 1))
+    with pytest.raises(CandleFileInvalid, match="it has version 1, this is version 2"):
+        CandleStore.attach(path)
+    again = open_store(path)
+    assert (again.symbols(), path.with_name("candles.mmap.bad-1").exists()) == ([], True)
+    again.close()
+
+
 def test_a_reader_cannot_write(path):
     store = open_store(path)
     row = store.add_symbol("BTCUSDT")

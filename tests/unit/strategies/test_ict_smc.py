@@ -1,5 +1,7 @@
 """The founding strategy."""
 
+import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.analysis.features import FEATURE_NAMES
+from service.analysis.series import SeriesMemo
 from service.analysis.structure import Zone
 from service.errors import SettingsInvalid
 from service.records import TIMEFRAME_MS, PositionSide
 from service.strategies.base import Candles, MarketView, checked_signal
-from service.strategies.ict_smc import IctSmc, direction, nearest_block, position_score, volatility_score
+from service.strategies.ict_smc import (
+    IctSmc,
+    direction,
+    nearest_block,
+    position_score,
+    possible_direction,
+    volatility_score,
+)
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "candles"
 CLOSE_MS = 1_760_000_400_000
@@ -75,6 +85,39 @@ def test_a_mirrored_market_gives_the_mirrored_signal_with_equal_confidence(seed,
     assert_mirrored(strategy.analyse(view_of(series)), strategy.analyse(view_of(mirror(series))))
 
 
+class Versions:
+    """Stands for the candle store: the version of each series, by timeframe."""
+
+    def __init__(self):
+        self.of = dict.fromkeys(("5m", "15m", "1h"), 1)
+
+    def version(self, row, timeframe):
+        return self.of[timeframe]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), drift=st.sampled_from([-0.3, 0.0, 0.3]), step=st.integers(-20, 20))
+def test_a_mirrored_market_gives_the_mirrored_signal_also_when_15m_and_1h_are_remembered(seed, drift, step):
+    series, strategy, versions = random_market(seed, drift), IctSmc({}), Versions()
+    memo = SeriesMemo(versions)
+
+    def remembering(series):
+        return MarketView("TESTUSDT", CLOSE_MS, (read := series.__getitem__), partial(memo.recall, 0, read))
+
+    strategy.analyse(remembering(series))
+    five = series["5m"]
+    price = five.close[-1] + step * GRID * 2**16
+    newest = (five.open_ms[-1] + 300_000, five.close[-1], max(price, five.close[-1]) + 1.0)
+    newest = (*newest, min(price, five.close[-1]) - 1.0, price, 100.0)
+    moved = Candles(*(np.append(values[1:], value) for values, value in zip(five, newest, strict=True)))
+    later = {**series, "5m": moved}
+    versions.of["5m"] += 1
+    draft = strategy.analyse(remembering(later))
+    assert draft == IctSmc({}).analyse(view_of(later))
+    assert_mirrored(draft, IctSmc({}).analyse(view_of(mirror(later))))
+    assert memo.take_counts()[0] >= 1
+
+
 def test_both_directions_and_silence_occur():
     strategy = IctSmc({})
     drafts = [strategy.analyse(view_of(random_market(seed))) for seed in range(60)]
@@ -114,6 +157,13 @@ def test_every_draft_is_a_sound_signal_with_the_29_features_in_order():
 def test_direction_follows_the_founding_rule_and_its_mirror_image(hour, fifteen, five, structure, expected):
     assert direction(hour, fifteen, five, structure) == expected
     assert direction(-hour, -fifteen, -five, -structure) == -expected
+
+
+def test_15m_alone_rules_out_all_directions_but_one():
+    for fifteen, structure in itertools.product((-1, 0, 1), repeat=2):
+        found = {direction(h, fifteen, f, structure) for h, f in itertools.product((-1, 0, 1), repeat=2)}
+        possible = possible_direction(fifteen, structure)
+        assert found == {0, possible}
 
 
 @pytest.mark.parametrize(
