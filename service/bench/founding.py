@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from service.analysis.worker import Outcome, Place
     from service.bench.minutes import SteppedMarket
     from service.cycle import Parts
+    from service.exchange.gate import Gate
     from service.exchange.venue import Venue
     from service.learning.feature_cache import FeatureCache
     from service.monitor.performance import PerformanceMonitor
@@ -170,7 +171,9 @@ def paper_venue(market: "SteppedMarket") -> "Callable[..., AbstractAsyncContextM
     from service.exchange.venue import Venue
 
     @asynccontextmanager
-    async def opened(loaded: "Loaded", directory: Path, recorder: "Recorder") -> "AsyncIterator[Venue]":
+    async def opened(
+        loaded: "Loaded", directory: Path, recorder: "Recorder", gate: "Gate"
+    ) -> "AsyncIterator[Venue]":
         settings = loaded.settings
         async with open_paper(
             market, market.clock, settings.sim, settings.trading.stop_working_type, directory
