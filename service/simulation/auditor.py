@@ -47,7 +47,8 @@ class Auditor(Watcher):
         self._asked: dict[str, Decimal] = {}  # quantity of an intent's first entry, by its digest
         self._entered: Counter[str] = Counter()
         self._trades: set[int] = set()
-        self._foreign: set[str] = set()
+        self._foreign: set[str] = set()  # symbols in which a person holds something
+        self._once_foreign: set[str] = set()
         self._unprotected_s: dict[str, float] = {}
         self._judged: set[str] = set()
         self._troubled_s = 0.0
@@ -140,6 +141,7 @@ class Auditor(Watcher):
         plain = order.get("ot", order["o"]) in ("MARKET", "LIMIT")
         if name.startswith("web_") and not order.get("R"):
             self._foreign.add(order["s"])
+            self._once_foreign.add(order["s"])
         if not is_ours(name) or not plain:
             return
         self._accepted(name, number)
@@ -188,8 +190,7 @@ class Auditor(Watcher):
 
     def _our_positions(self) -> dict[str, Position]:
         positions = self._account.positions.values()
-        held = {p.symbol for p in positions}
-        self._foreign &= held | self._foreign
+        self._foreign &= {p.symbol for p in positions}  # until it is flat again
         return {p.symbol: p for p in positions if p.quantity and p.symbol not in self._foreign}
 
     def _watch_protection(self) -> None:
@@ -276,7 +277,7 @@ class Auditor(Watcher):
         off = daemon._entries_off()
         if off:
             wrong["entries are off"] = off
-        blocked = {s: why for s, why in executor.blocked_symbols().items() if s not in self._foreign}
+        blocked = {s: why for s, why in executor.blocked_symbols().items() if s not in self._once_foreign}
         if blocked:
             wrong["a symbol is blocked"] = str(blocked)
         unsure = [o.client_order_id for o in executor.working_orders() if not _resting(o)]

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import aiohttp
-import msgspec
 
 from service.analysis.analyzer import ParallelAnalyzer
 from service.analysis.pool import InlineExecutor
@@ -191,8 +190,3 @@ class Life:
     def halted(self) -> bool:
         """The kill switch is tripped."""
         return self.daemon is not None and self.daemon.kill is not None and bool(self.daemon.kill.words)
-
-
-def with_trading(settings: Settings, **changes: Any) -> Settings:
-    """The settings with some of section `trading` changed."""
-    return msgspec.structs.replace(settings, trading=msgspec.structs.replace(settings.trading, **changes))

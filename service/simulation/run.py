@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 
 from service.analysis import worker
-from service.errors import PerpdError, SettingsInvalid, StrategyInvalid, VenueError
 from service.exchange.embedded import SIM_KEY, SIM_SECRET
 from service.exchange.simulated.engine import Assumptions
 from service.exchange.simulated.fault_plan import FaultPlan, frequencies
@@ -283,7 +282,3 @@ def _collect() -> None:
 
 def _fast_directory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-EXPECTED = (VenueError, SettingsInvalid, StrategyInvalid, PerpdError)
-"""With these the daemon ends on purpose, to be started anew."""
