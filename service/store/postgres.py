@@ -188,12 +188,16 @@ class PostgresStore:
         found = await self._read("select payload from shadows where closed_ms = 0 order by position_id")
         return [rows.to_shadow(row[0]) for row in found]
 
-    async def save_signal_decided(self, signals: Sequence[tuple[Signal, Decision]]) -> None:
+    async def save_signal_decided(
+        self, signals: Sequence[tuple[Signal, Decision]], shadows: Sequence[ShadowPosition] = ()
+    ) -> None:
         decided = rows.decided_rows(signals)
+        kept = [(name, closed_ms, payload.decode()) for name, closed_ms, payload in rows.shadow_rows(shadows)]
         newest_ms = max((closed_ms for _, closed_ms in decided), default=0)
 
         async def write(db: Connection) -> None:
             await db.executemany("insert into decided values ($1, $2) on conflict do nothing", decided)
+            await db.executemany("insert into shadows values ($1, $2, $3) on conflict do nothing", kept)
             oldest_ms = newest_ms - rows.DECIDED_KEPT_MS
             await db.execute("delete from decided where candle_close_ms < $1", oldest_ms)
 

@@ -148,12 +148,16 @@ class SqliteStore:
         found = await self._read("select payload from shadows where closed_ms = 0")
         return [rows.to_shadow(row[0]) for row in found]
 
-    async def save_signal_decided(self, signals: Sequence[tuple[Signal, Decision]]) -> None:
+    async def save_signal_decided(
+        self, signals: Sequence[tuple[Signal, Decision]], shadows: Sequence[ShadowPosition] = ()
+    ) -> None:
         decided = rows.decided_rows(signals)
+        kept = rows.shadow_rows(shadows)
         newest_ms = max((closed_ms for _, closed_ms in decided), default=0)
 
         def write(db: sqlite3.Connection) -> None:
             db.executemany("insert or ignore into decided values (?, ?)", decided)
+            db.executemany("insert or ignore into shadows values (?, ?, ?)", kept)
             oldest_ms = newest_ms - rows.DECIDED_KEPT_MS
             db.execute("delete from decided where candle_close_ms < ?", (oldest_ms,))
 

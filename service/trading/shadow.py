@@ -93,6 +93,10 @@ class ShadowBook:
         self._unsaved[shadow.position_id] = shadow
         return shadow
 
+    def new(self) -> list[ShadowPosition]:
+        """Opened and not written yet."""
+        return [shadow for shadow in self._unsaved.values() if not shadow.closed_ms]
+
     def update(
         self,
         symbol: str,

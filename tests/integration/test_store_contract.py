@@ -279,7 +279,11 @@ async def test_shadows_are_kept_while_open_and_a_week_after(books):
         await store.save_shadows([shadow, changed(shadow, position_id="y", closed_ms=5)])
         assert await store.open_shadows() == [shadow]
         await store.save_shadows([changed(shadow, position_id="z", closed_ms=SHADOWS_KEPT_MS + 6)])
-    assert {row[0] for row in await books.rows("select position_id from shadows")} == {"x", "z"}
+        moved = changed(shadow, checked_ms=9)
+        await store.save_shadows([moved])
+        await store.save_signal_decided([], [shadow, changed(shadow, position_id="new")])
+        assert await store.open_shadows() == [changed(shadow, position_id="new"), moved]
+    assert {row[0] for row in await books.rows("select position_id from shadows")} == {"x", "z", "new"}
 
 
 async def test_values_are_replaced(books):
