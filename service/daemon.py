@@ -483,11 +483,8 @@ class OpenDaemon:
 
     async def _open_ledger(self) -> Ledger:
         account = await self.exchange.account()
-        ledger, opening = await open_ledger(
-            self.store, account, self.monitor, self.settings.market.quote_asset
-        )
-        if opening is not None:
-            await self.archive.put("adjustments", opening)
+        # what it books at the first start goes to the archive with all else that is booked
+        ledger, _ = await open_ledger(self.store, account, self.monitor, self.settings.market.quote_asset)
         return ledger
 
     async def _rules(self, instruments: InstrumentTable, symbol: str) -> Instrument | None:

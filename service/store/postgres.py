@@ -19,6 +19,7 @@ from service.records import (
     ModelRole,
     Order,
     Position,
+    Record,
     ShadowPosition,
     Signal,
 )
@@ -42,6 +43,9 @@ traded = excluded.traded, closed_ms = excluded.closed_ms, payload = excluded.pay
 PUT_SHADOW = """
 insert into shadows values ($1, $2, $3)
 on conflict (position_id) do update set closed_ms = excluded.closed_ms, payload = excluded.payload"""
+PUT_OUTBOX = """
+insert into outbox values ($1, $2, $3)
+on conflict (name) do update set payload = excluded.payload"""
 PUT_HOLDING = """
 insert into holdings values ($1, $2, $3)
 on conflict (symbol) do update set quantity = excluded.quantity, cost = excluded.cost"""
@@ -130,6 +134,7 @@ class PostgresStore:
         position: Position | None = None,
     ) -> bool:
         async def write(db: Connection) -> None:
+            await _put_outbox(db, fill)
             await db.execute(ADD_TOTAL, "realised_pnl", realised_pnl)
             await db.execute(ADD_TOTAL, "fees", fee)
             await _put_holding(db, fill.symbol, quantity, cost)
@@ -179,6 +184,7 @@ class PostgresStore:
 
         async def write(db: Connection) -> None:
             await db.executemany(PUT_SHADOW, kept)
+            await _put_outbox(db, *shadows)
             oldest_ms = newest_ms - rows.SHADOWS_KEPT_MS
             await db.execute("delete from shadows where closed_ms between 1 and $1", oldest_ms)
 
@@ -211,6 +217,7 @@ class PostgresStore:
         self, adjustment: Adjustment, *, holding: tuple[str, Decimal, Decimal] | None = None
     ) -> bool:
         async def write(db: Connection) -> None:
+            await _put_outbox(db, adjustment)
             await db.execute(ADD_TOTAL, adjustment.total, adjustment.amount)
             if holding is not None:
                 await _put_holding(db, *holding)
@@ -218,6 +225,15 @@ class PostgresStore:
         *columns, payload = rows.adjustment_row(adjustment)
         sql = "insert into adjustments values ($1, $2, $3) on conflict do nothing returning 1"
         return await self._book_once(("adjustment", adjustment.adjustment_id), sql, columns, payload, write)
+
+    async def unarchived(self, stream: str) -> list[Record]:
+        found = await self._read("select payload from outbox where stream = $1 order by name", stream)
+        return [rows.from_outbox(stream, row[0]) for row in found]
+
+    async def archived(self, records: Sequence[tuple[str, Record]]) -> None:
+        gone = [(name, payload) for name, _, payload in (rows.outbox_row(*record) for record in records)]
+        sql = "delete from outbox where name = $1 and payload = $2"
+        await self._write(lambda db: db.executemany(sql, gone))
 
     async def get_value(self, key: str) -> str | None:
         found = await self._read("select value from settings where name = $1", key)
@@ -321,14 +337,21 @@ class PostgresStore:
         return booked
 
 
+async def _put_outbox(db: Connection, *records: Record) -> None:
+    for row in rows.outbox_rows(records):
+        await db.execute(PUT_OUTBOX, *row)
+
+
 async def _put_order(db: Connection, order: Order) -> None:
     *columns, payload = rows.order_row(order)
     await db.execute(PUT_ORDER, *columns, payload.decode())
+    await _put_outbox(db, order)
 
 
 async def _put_position(db: Connection, position: Position) -> None:
     *columns, payload = rows.position_row(position)
     await db.execute(PUT_POSITION, *columns, payload.decode())
+    await _put_outbox(db, position)
 
 
 async def _put_model(db: Connection, entry: ModelEntry) -> None:

@@ -24,6 +24,7 @@ from service.records import (
     ModelRole,
     Order,
     Position,
+    Record,
     ShadowPosition,
     Signal,
 )
@@ -92,6 +93,7 @@ class SqliteStore:
             added = db.execute("insert or ignore into fills values (?, ?, ?, ?, ?)", rows.fill_row(fill))
             if added.rowcount == 0:
                 return False
+            _put_outbox(db, fill)
             _add(db, "realised_pnl", realised_pnl)
             _add(db, "fees", fee)
             _put_holding(db, fill.symbol, quantity, cost)
@@ -139,6 +141,7 @@ class SqliteStore:
 
         def write(db: sqlite3.Connection) -> None:
             db.executemany("insert or replace into shadows values (?, ?, ?)", kept)
+            _put_outbox(db, *shadows)
             oldest_ms = newest_ms - rows.SHADOWS_KEPT_MS
             db.execute("delete from shadows where closed_ms between 1 and ?", (oldest_ms,))
 
@@ -174,12 +177,22 @@ class SqliteStore:
             row = rows.adjustment_row(adjustment)
             if db.execute("insert or ignore into adjustments values (?, ?, ?)", row).rowcount == 0:
                 return False
+            _put_outbox(db, adjustment)
             _add(db, adjustment.total, adjustment.amount)
             if holding is not None:
                 _put_holding(db, *holding)
             return True
 
         return await self._write(write)
+
+    async def unarchived(self, stream: str) -> list[Record]:
+        found = await self._read("select payload from outbox where stream = ? order by name", stream)
+        return [rows.from_outbox(stream, row[0]) for row in found]
+
+    async def archived(self, records: Sequence[tuple[str, Record]]) -> None:
+        gone = [(name, payload) for name, _, payload in (rows.outbox_row(*record) for record in records)]
+        sql = "delete from outbox where name = ? and payload = ?"
+        await self._write(lambda db: _execute_many(db, sql, gone))
 
     async def get_value(self, key: str) -> str | None:
         found = await self._read("select value from settings where name = ?", key)
@@ -337,6 +350,14 @@ def _execute(db: sqlite3.Connection, sql: str, *arguments: object) -> None:
     db.execute(sql, arguments)
 
 
+def _execute_many(db: sqlite3.Connection, sql: str, arguments: Sequence[tuple[str, ...]]) -> None:
+    db.executemany(sql, arguments)
+
+
+def _put_outbox(db: sqlite3.Connection, *records: Record) -> None:
+    _execute_many(db, "insert or replace into outbox values (?, ?, ?)", rows.outbox_rows(records))
+
+
 def _put_order(db: sqlite3.Connection, order: Order) -> None:
     db.execute(
         """insert into orders values (?, ?, ?, ?, ?, ?, ?)
@@ -344,10 +365,12 @@ def _put_order(db: sqlite3.Connection, order: Order) -> None:
            venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload""",
         rows.order_row(order),
     )
+    _put_outbox(db, order)
 
 
 def _put_position(db: sqlite3.Connection, position: Position) -> None:
     db.execute("insert or replace into positions values (?, ?, ?, ?, ?)", rows.position_row(position))
+    _put_outbox(db, position)
 
 
 def _put_model(db: sqlite3.Connection, entry: ModelEntry) -> None:

@@ -16,6 +16,7 @@ from service.trading.outcomes import (
 )
 from service.trading.shadow_rows import ShadowRows
 
+OUTCOMES = "shadow_outcomes"
 MOVED_PER_FLUSH = 250  # keeps a cycle with a full book short
 HOUR_MS = 3_600_000
 
@@ -45,6 +46,7 @@ class ShadowBook:
         self._open = ShadowRows()
         self._closed_count = 0
         self._unsaved: dict[str, ShadowPosition] = {}  # opened or closed: written at the next flush
+        self._unarchived: dict[str, ShadowPosition] = {}  # closed and written, not in the archive yet
         self._undecided: set[tuple[str, int]] = set()  # symbol and 5m candle to be read in 1m candles
         self._moved: dict[str, None] = {}  # symbols looked at: written a few at a time, oldest first
 
@@ -52,6 +54,9 @@ class ShadowBook:
         """Go on with what the store has; feed candles from `checked_ms` of each symbol on."""
         for shadow in await self._store.open_shadows():
             self._open.add(shadow)
+        for outcome in await self._store.unarchived(OUTCOMES):
+            if isinstance(outcome, ShadowPosition):
+                self._unarchived[outcome.position_id] = outcome
 
     @property
     def open_count(self) -> int:
@@ -169,16 +174,26 @@ class ShadowBook:
         changed, self._unsaved = self._unsaved, {}
         looked_at = self._looked_at(None if everything else MOVED_PER_FLUSH)
         changed = {shadow.position_id: shadow for shadow in looked_at} | changed
-        if not changed:
-            return
+        if changed:
+            try:
+                await self._store.save_shadows(list(changed.values()))
+            except BaseException:
+                self._unsaved = {**changed, **self._unsaved}
+                raise
+            self._unarchived.update((name, shadow) for name, shadow in changed.items() if shadow.closed_ms)
+        await self._archive_outcomes()
+
+    async def _archive_outcomes(self) -> None:
+        """Put what closed into the archive; what is cut short or fails stays for the next flush or start."""
+        put: list[tuple[str, ShadowPosition]] = []
         try:
-            await self._store.save_shadows(list(changed.values()))
-        except BaseException:
-            self._unsaved = {**changed, **self._unsaved}
-            raise
-        for shadow in changed.values():
-            if shadow.closed_ms:
-                await self._archive.put("shadow_outcomes", shadow)
+            for name, outcome in list(self._unarchived.items()):
+                await self._archive.put(OUTCOMES, outcome)
+                del self._unarchived[name]
+                put.append((OUTCOMES, outcome))
+        finally:
+            if put:
+                await self._store.archived(put)
 
     def _looked_at(self, enough: int | None) -> list[ShadowPosition]:
         """All shadows of the symbols looked at longest ago, until there are enough."""

@@ -293,11 +293,11 @@ async def test_a_disk_full_in_the_middle_of_a_migration_undoes_it_and_room_compl
     copying = ("create table copied (name text, value text)", "insert into copied select * from settings")
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
     small_disk.fill()
-    with pytest.raises(DataDirectoryUnusable, match="migration to schema 3 failed and was undone"):
+    with pytest.raises(DataDirectoryUnusable, match="migration to schema 4 failed and was undone"):
         async with open_state(loaded, small_disk.path):
             pass
     with closing(sqlite3.connect(small_disk.path / STATE_FILE)) as db:
-        assert db.execute("pragma user_version").fetchone() == (2,)
+        assert db.execute("pragma user_version").fetchone() == (3,)
         assert db.execute("select count(*) from sqlite_master where name = 'copied'").fetchone() == (0,)
     small_disk.make_room()
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))

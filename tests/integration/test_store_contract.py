@@ -317,6 +317,27 @@ async def test_a_store_opened_twice_in_a_row_migrates_once(books):
             await store.set_value("k", "1")
 
 
+async def test_what_is_booked_or_ended_is_kept_for_the_archive_until_it_has_it(books):
+    closed = changed(POSITION, closed_ms=7)
+    ended = changed(ORDER, status=OrderStatus.FILLED)
+    funding = Adjustment(adjustment_id="f", kind="funding", symbol="A", amount=Decimal(1), reason="", at_ms=1)
+    amounts = {name: Decimal(0) for name in ("realised_pnl", "fee", "quantity", "cost")}
+    kept = {"fills": FILL, "positions": closed, "orders": ended, "adjustments": funding}
+    async with books.open() as store:
+        await store.save_intent(POSITION, ORDER)
+        assert [await store.unarchived(stream) for stream in kept] == [[]] * 4
+        await store.save_order(ended)
+        await store.save_fill(FILL, **amounts, position=closed)
+        await store.save_adjustment(funding)
+    async with books.open() as store:
+        assert {stream: await store.unarchived(stream) for stream in kept} == {
+            stream: [record] for stream, record in kept.items()
+        }
+        await store.archived(list(kept.items()))
+        assert not await store.save_fill(FILL, **amounts)
+        assert [await store.unarchived(stream) for stream in kept] == [[]] * 4
+
+
 async def test_bans_and_cooldowns_survive_a_restart_and_are_forgotten_once_over(books):
     async with books.open() as store:
         await store.save_ban("fapi.example.org", 1_000)

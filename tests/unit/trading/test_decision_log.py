@@ -49,6 +49,9 @@ class Durable:
     async def open_shadows(self):
         return self.shadows
 
+    async def unarchived(self, stream):
+        return []
+
     def count(self, name): ...
 
     async def position(self, position_id):
