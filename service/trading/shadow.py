@@ -1,6 +1,6 @@
 """Shadow positions: every signal followed on real candles to its outcome, traded or not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from service.ports import Archive, CandleRow, Recorder, StateStore
 from service.records import CloseReason, FundingRate, ShadowPosition, Signal
@@ -143,10 +143,11 @@ class ShadowBook:
         else:
             self._moved[moved.symbol] = None
 
-    def expire(self, now_ms: int) -> list[ShadowPosition]:
-        """Close what outlived its hours without candles (a delisted symbol), at the entry price.
+    def expire(self, now_ms: int, symbols: Iterable[str]) -> list[ShadowPosition]:
+        """Close what outlived its hours on symbols that have no candles any more (delisted), as `no_candles`.
 
-        An hour of grace lets late candles decide first.
+        The price is that of the entry, which is no outcome: who learns leaves these out. An hour of grace
+        lets late candles decide first.
         """
         born_ms = now_ms - self._costs.life_ms - HOUR_MS
         expired: list[ShadowPosition] = []
@@ -154,12 +155,12 @@ class ShadowBook:
         def step(shadow: ShadowPosition) -> ShadowPosition:
             if shadow.opened_ms > born_ms:
                 return shadow
-            ended = closed(shadow, shadow.entry, CloseReason.EXPIRED, now_ms, self._costs)
+            ended = closed(shadow, shadow.entry, CloseReason.NO_CANDLES, now_ms, self._costs)
             expired.append(ended)
             self._note(ended)
             return ended
 
-        for symbol in self._open.symbols():
+        for symbol in symbols:
             if self._open.opened_ms(symbol) <= born_ms:
                 self._open.change(symbol, step)
         self._closed_count += len(expired)

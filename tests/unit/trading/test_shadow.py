@@ -89,12 +89,13 @@ async def test_a_full_book_counts_what_it_does_not_take(tmp_path: Path):
     assert counts.counts == {"shadows.refused": 1}
 
 
-async def test_a_symbol_without_candles_expires_all_the_same(tmp_path: Path):
+async def test_old_shadows_of_a_symbol_that_has_no_candles_any_more_end_without_an_outcome(tmp_path: Path):
     async with open_sqlite(tmp_path / "s") as store:
         made, _ = book(store)
         made.open(signal())
-        assert made.expire(96 * HOUR_MS) == []
-        assert [s.close_reason for s in made.expire(97 * HOUR_MS)] == ["expired"]
+        assert made.expire(96 * HOUR_MS, ["AUSDT"]) == []
+        assert made.expire(97 * HOUR_MS, ["BUSDT"]) == []
+        assert [s.close_reason for s in made.expire(97 * HOUR_MS, ["AUSDT"])] == ["no_candles"]
         assert made.open_count == 0
 
 
