@@ -95,6 +95,12 @@ async def kept_version(db: Connection, schema: str) -> int:
     return int(await db.fetchval(f'select version from "{schema}".schema_version'))
 
 
+async def fenced(db: Connection, epoch: int, where: str) -> None:
+    """Hold on to the lease of this epoch until the transaction ends. Raises LeaseLost: another has it."""
+    if await db.fetchval(FENCE, epoch) is None:
+        raise LeaseLost(f"{where}: another perpd took the lease over; nothing was written")
+
+
 def check_version(version: int, known: int, where: str) -> None:
     """Raises SchemaUnknown."""
     if version > known:
@@ -307,10 +313,7 @@ class PostgresStore:
     async def _write(self, change: Callable[[Connection], Awaitable[Result]]) -> Result:
         async def transaction(db: Connection) -> Result:
             async with db.transaction():
-                if await db.fetchval(FENCE, self._epoch) is None:
-                    raise LeaseLost(
-                        f"{self._link.where}: another perpd took the lease over; nothing was written"
-                    )
+                await fenced(db, self._epoch, self._link.where)
                 return await change(db)
 
         return await self._link.run(transaction)
