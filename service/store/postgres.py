@@ -269,17 +269,6 @@ class PostgresStore:
             until_ms,
         )
 
-    async def cooldowns(self) -> dict[str, int]:
-        return dict(await self._read("select symbol, until_ms from cooldowns"))
-
-    async def save_cooldown(self, symbol: str, until_ms: int) -> None:
-        await self._execute(
-            """insert into cooldowns values ($1, $2)
-               on conflict (symbol) do update set until_ms = excluded.until_ms""",
-            symbol,
-            until_ms,
-        )
-
     async def models(self) -> list[ModelEntry]:
         found = await self._read('select payload from models order by created_ms desc, name collate "C"')
         return [rows.to_model(row[0]) for row in found]
@@ -372,7 +361,6 @@ async def _prune_passed(db: Connection, now_ms: int, ended_ms: int) -> int:
     """What is over by its own time, and executions that belong to no order of ours."""
     statements = (
         ("delete from bans where until_ms < $1", now_ms),
-        ("delete from cooldowns where until_ms < $1", now_ms),
         ("delete from adjustments where at_ms < $1", ended_ms),
         (
             """delete from fills where filled_ms < $1 and not exists

@@ -81,6 +81,7 @@ SQLITE: tuple[tuple[str, ...], ...] = (
             stream text not null,
             payload text not null
         ) without rowid""",
+        "drop table cooldowns",
     ),
 )
 
@@ -143,7 +144,10 @@ POSTGRES: tuple[tuple[str, ...], ...] = (
         )""",
         "create unique index models_champion on models (role) where role = 'champion'",
     ),
-    ("create table outbox (name text primary key, stream text not null, payload text not null)",),
+    (
+        "create table outbox (name text primary key, stream text not null, payload text not null)",
+        "drop table cooldowns",
+    ),
 )
 
 # Made before anything else, since a schema may be changed by the holder of the lease only. That the epoch is
@@ -191,7 +195,6 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "totals": (("name", "text"), ("amount", "decimal")),
     "holdings": (("symbol", "text"), ("quantity", "decimal"), ("cost", "decimal")),
     "bans": (("host", "text"), ("until_ms", "integer")),
-    "cooldowns": (("symbol", "text"), ("until_ms", "integer")),
     "outbox": (("name", "text"), ("stream", "text"), ("payload", "text")),
     "models": (("name", "text"), ("created_ms", "integer"), ("role", "text"), ("payload", "json")),
 }

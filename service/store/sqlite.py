@@ -217,13 +217,6 @@ class SqliteStore:
         sql = "insert or replace into bans values (?, ?)"
         await self._write(lambda db: _execute(db, sql, host, until_ms))
 
-    async def cooldowns(self) -> dict[str, int]:
-        return dict(await self._read("select symbol, until_ms from cooldowns"))
-
-    async def save_cooldown(self, symbol: str, until_ms: int) -> None:
-        sql = "insert or replace into cooldowns values (?, ?)"
-        await self._write(lambda db: _execute(db, sql, symbol, until_ms))
-
     async def models(self) -> list[ModelEntry]:
         found = await self._read("select payload from models order by created_ms desc, name")
         return [rows.to_model(row[0]) for row in found]
@@ -382,7 +375,6 @@ def _prune_passed(db: sqlite3.Connection, now_ms: int, ended_ms: int) -> int:
     """What is over by its own time, and executions that belong to no order of ours."""
     statements = (
         ("delete from bans where until_ms < ?", now_ms),
-        ("delete from cooldowns where until_ms < ?", now_ms),
         ("delete from adjustments where at_ms < ?", ended_ms),
         (
             """delete from fills where filled_ms < ? and not exists
