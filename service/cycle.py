@@ -80,6 +80,8 @@ async def run_cycle(parts: Parts, number: int) -> CycleReport:
         await parts.equity.look()
         return _report(parts, number, NOTHING_ANALYSED, stale, [], started_s, 0.0, None)
     parts.first_ms = parts.first_ms or now_ms
+    for signal, _ in await parts.decisions.resume():
+        parts.decided[signal.signal_id] = signal.candle_close_ms
     analysis = await parts.analyzer.analyse(
         fresh,
         now_ms,
@@ -214,9 +216,8 @@ async def _keep(parts: Parts, decisions: Sequence[tuple[Signal, Decision]]) -> N
     if not decisions:
         return
     await parts.decisions.keep(decisions)
-    for signal, decision in decisions:
+    for signal, _ in decisions:
         parts.decided[signal.signal_id] = signal.candle_close_ms
-        parts.shadows.open(signal, traded=decision.outcome is DecisionOutcome.ACCEPTED)
 
 
 def _report(

@@ -62,7 +62,7 @@ from service.monitor.stack import HeldStack
 from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import CacheTier, Clock, Exchange
-from service.records import CycleReport, DecisionOutcome, Instrument
+from service.records import CycleReport, Instrument
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.bans import keeping_bans
@@ -435,7 +435,7 @@ class OpenDaemon:
             follower=ShadowFollower(shadows, feed, exchange, FundingHistory(exchange, clock), self.monitor),
             store=self.store,
             archive=self.archive,
-            decisions=DecisionLog(self.store, self.archive),
+            decisions=DecisionLog(self.store, self.archive, shadows),
             monitor=self.monitor,
             collector=self.collector,
             load=lambda: self.guard.load,
@@ -483,11 +483,8 @@ class OpenDaemon:
 
     async def _open_ledger(self) -> Ledger:
         account = await self.exchange.account()
-        ledger, opening = await open_ledger(
-            self.store, account, self.monitor, self.settings.market.quote_asset
-        )
-        if opening is not None:
-            await self.archive.put("adjustments", opening)
+        # what it books at the first start goes to the archive with all else that is booked
+        ledger, _ = await open_ledger(self.store, account, self.monitor, self.settings.market.quote_asset)
         return ledger
 
     async def _rules(self, instruments: InstrumentTable, symbol: str) -> Instrument | None:
@@ -531,8 +528,7 @@ class OpenDaemon:
 
     async def _decided_before(self) -> None:
         """A signal decided before the restart is not decided again, and its record is complete."""
-        for signal, decision in await self.parts.decisions.recover():
-            self.parts.shadows.open(signal, traded=decision.outcome is DecisionOutcome.ACCEPTED)
+        await self.parts.decisions.recover()
         newest = self.clock.now_ms()
         known = await self.store.decided_since(newest - 2 * 3_600_000)
         self.parts.decided.update(dict.fromkeys(known, newest))

@@ -117,6 +117,7 @@ class CloseReason(StrEnum):
     ADL = "adl"
     SETTLEMENT = "settlement"
     MANUAL = "manual"
+    NO_CANDLES = "no_candles"  # a shadow whose market ended: its price is no outcome
 
 
 class RefusalReason(StrEnum):

@@ -112,11 +112,15 @@ class MLDataProcessor:
         return {"from_ms": self._span.from_ms, "until_ms": self._span.until_ms, **more}
 
     def _prepare_real(self) -> None:
-        """What the real positions made, in R of what was risked; few, so they are kept at hand."""
+        """What the real positions made, in R of what was risked; few, so they are kept at hand.
+
+        A position is told again when funding is booked after its close: the newest record counts.
+        """
         self._history.execute(
             """create or replace temp table real_outcomes as
-               select d.signal_id, any_value(
-                   (p.realised_pnl::double - p.fees::double + p.funding::double) / d.risk_amount::double
+               select d.signal_id, arg_max(
+                   (p.realised_pnl::double - p.fees::double + p.funding::double) / d.risk_amount::double,
+                   p.seq
                ) as real_r
                from decisions d join positions p using (signal_id)
                where d.outcome = 'accepted' and d.risk_amount::double > 0
@@ -172,13 +176,14 @@ class MLDataProcessor:
         listed = ", ".join(f"{value}::double as f{number}" for number, value in enumerate(features))
         found = self._history.execute(
             f"""select hash(s.signal_id) as id, hash(s.named) as keys, hash($usual::varchar[]) as usual,
-                       s.candle_close_ms as opened_ms, o.closed_ms as closed_ms,
+                       s.candle_close_ms as opened_ms, o.closed_ms as closed_ms, o.unknown as unknown,
                        o.outcome_r::double as outcome_r, r.real_r as real_r, {listed}
                 from (select signal_id, candle_close_ms, features,
                              map_keys(features) as named, map_values(features) as held
                       from signals where strategy = $strategy
                       and candle_close_ms >= $from_ms and candle_close_ms < $until_ms) s
-                left join (select signal_id, closed_ms, outcome_r from shadow_outcomes
+                left join (select signal_id, closed_ms, outcome_r,
+                                  (close_reason = 'no_candles')::integer as unknown from shadow_outcomes
                            where opened_ms >= $from_ms and opened_ms < $until_ms) o using (signal_id)
                 left join real_outcomes r using (signal_id)""",
             {
@@ -207,6 +212,7 @@ class MLDataProcessor:
         drop(_again(columns["id"]), "recorded twice")
         drop(ended == 0, "no outcome yet")
         self.counts.joined += int(left.sum())
+        drop(columns["unknown"] > 0, "market ended before the outcome")
         drop(~(np.abs(result) <= LARGEST_R), "result impossible")  # a comparison with NaN is false
         drop(ended < opened, "closed before it opened")
         drop(np.isnan(encoded).any(axis=1), "feature missing or not finite")

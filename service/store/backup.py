@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,9 +58,9 @@ def new_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(draft)
         yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(draft)
         draft.replace(path)
+        _sync(path.parent)
     except (OSError, sqlite3.OperationalError) as error:
         raise DataDirectoryUnusable(f"{path}: {error}; free some space or name another place") from None
     finally:
@@ -102,19 +103,64 @@ async def digest_file(path: Path) -> list[Digest]:
 
 
 def put_back(backup: Path, state: Path, aside: Path) -> Path | None:
-    """Replace a state file that no daemon holds; returns where the one before is kept, None without one."""
+    """Replace a state file that no daemon holds; returns where the one before is kept, None without one.
+
+    Interrupted anywhere, a state is in its place: the one before or the one put back. Raises
+    DataDirectoryUnusable.
+    """
     draft = state.with_name(state.name + ".restored")
     _remove(draft)
     copy_file(backup, draft)
     connect(draft).close()  # migrated and checked before anything is moved
     _remove_companions(draft)
-    kept = aside if state.exists() else None
+    try:
+        _sync(draft)
+        kept = _keep_aside(state, aside) if state.exists() else None
+        _remove_companions(state)  # a log of the old file must not be applied to the new one
+        draft.replace(state)
+        _sync(state.parent)
+    except OSError as error:
+        raise DataDirectoryUnusable(f"{state}: {error}; free some space or check permissions") from None
+    finally:
+        _remove(draft)
+    return kept
+
+
+def _keep_aside(state: Path, aside: Path) -> Path:
+    """A second name for a state file; it keeps its own until another takes it."""
+    _fold_log(state)
     for end in COMPANIONS:
         part = state.with_name(state.name + end)
-        with contextlib.suppress(FileNotFoundError):
-            part.rename(aside.with_name(aside.name + end))
-    draft.replace(state)
-    return kept
+        if part.exists():
+            _second_name(part, aside.with_name(aside.name + end))
+    _sync(state.parent)
+    return aside
+
+
+def _fold_log(state: Path) -> None:
+    """Write what the log holds into the file, which then needs no companions; what is damaged stays."""
+    with contextlib.suppress(sqlite3.Error):
+        with contextlib.closing(sqlite3.connect(state, isolation_level=None)) as db:
+            db.execute("pragma wal_checkpoint(truncate)")
+
+
+def _second_name(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, name)
+        _sync(name)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content durable, or a directory's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_companions(path: Path) -> None:

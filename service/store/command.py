@@ -98,7 +98,7 @@ def _place(loaded: Loaded) -> Place:
 
 async def _migrate(place: Place) -> dict[str, Any]:
     if place.url:
-        async with _exclusive(place) as link:
+        async with _exclusive(place) as (link, _):
             return {"state": link.where, "schema": len(POSTGRES)}
     with locked(place.directory):
         db = connect(place.file)
@@ -138,16 +138,20 @@ async def _restore(place: Place, file: Path) -> dict[str, Any]:
             raise DataDirectoryUnusable(
                 f"{file}: is of an older schema; restore it to SQLite first, which migrates it, then copy it"
             )
-        async with _exclusive(place) as link:
+        async with _exclusive(place) as (link, epoch):
             await link.alone(lambda db: _whole(db, link.where, kept))
-            pairs = await link.alone(lambda db: _replace(db, SqliteTables(source, str(file)), link.where))
+            tables_of_file = SqliteTables(source, str(file))
+            pairs = await link.alone(lambda db: _replace(db, tables_of_file, link.where, epoch))
     tables = [there for _, there in pairs]
     return {"state": link.where, "from": str(file), "kept": str(kept), "tables": tables}
 
 
-async def _replace(db: Any, source: Tables, where: str) -> list[tuple[Digest, Digest]]:
+async def _replace(db: Any, source: Tables, where: str, epoch: int) -> list[tuple[Digest, Digest]]:
+    from service.store.postgres import fenced
+
     target = PostgresTables(db, where)
     async with db.transaction():
+        await fenced(db, epoch, where)
         for table in TABLES:
             await target.clear(table)
         return await copy(source, target)
@@ -159,15 +163,18 @@ async def _copy(place: Place, url: str) -> dict[str, Any]:
             where = url.removeprefix(SQLITE_PREFIX).removeprefix("//")
             pairs = await write_file(source, Path(where))
         else:
-            async with _exclusive(msgspec.structs.replace(place, url=url)) as link:
-                pairs = await link.alone(lambda db: _fill(db, source, link.where))
+            async with _exclusive(msgspec.structs.replace(place, url=url)) as (link, epoch):
+                pairs = await link.alone(lambda db: _fill(db, source, link.where, epoch))
                 where = link.where
     return {"from": source.where, "to": where, "tables": pairs}
 
 
-async def _fill(db: Any, source: Tables, where: str) -> list[tuple[Digest, Digest]]:
+async def _fill(db: Any, source: Tables, where: str, epoch: int) -> list[tuple[Digest, Digest]]:
+    from service.store.postgres import fenced
+
     target = PostgresTables(db, where)
     async with db.transaction():
+        await fenced(db, epoch, where)
         held = await filled(target)
         if held:
             raise DataDirectoryUnusable(
@@ -180,7 +187,7 @@ async def _fill(db: Any, source: Tables, where: str) -> list[tuple[Digest, Diges
 async def _source(place: Place) -> AsyncIterator[Tables]:
     """The state of the settings, which nobody changes meanwhile."""
     if place.url:
-        async with _exclusive(place, filled=True) as link, link.borrowed() as db:
+        async with _exclusive(place, filled=True) as (link, _), link.borrowed() as db:
             async with db.transaction(isolation="repeatable_read", readonly=True):
                 yield PostgresTables(db, link.where)
         return
@@ -192,17 +199,17 @@ async def _source(place: Place) -> AsyncIterator[Tables]:
 
 
 @asynccontextmanager
-async def _exclusive(place: Place, *, filled: bool = False) -> AsyncIterator["Link"]:
-    """A database whose lease we hold and whose schema is up to date. Raises LeaseHeld."""
+async def _exclusive(place: Place, *, filled: bool = False) -> AsyncIterator[tuple["Link", int]]:
+    """A database whose lease we hold, under this epoch, and whose schema is up to date. Raises LeaseHeld."""
     from service.store.postgres import migrate
     from service.store.postgres_lease import holding_lease
 
     async with open_links(place.url, place.schema, place.settings.database_wait_s) as (link, lease_link):
-        async with holding_lease(lease_link, place.settings.lease_s, standing_by=None):
+        async with holding_lease(lease_link, place.settings.lease_s, standing_by=None) as lease:
             if filled and not await link.alone(lambda db: db.fetchval(VERSION)):
                 raise DataDirectoryUnusable(f"{link.where}: there is no state in schema {place.schema}")
             await migrate(link)
-            yield link
+            yield link, lease.epoch
 
 
 def _aside(path: Path) -> Path:

@@ -19,6 +19,7 @@ from service.records import (
     ModelRole,
     Order,
     Position,
+    Record,
     ShadowPosition,
     Signal,
 )
@@ -42,6 +43,9 @@ traded = excluded.traded, closed_ms = excluded.closed_ms, payload = excluded.pay
 PUT_SHADOW = """
 insert into shadows values ($1, $2, $3)
 on conflict (position_id) do update set closed_ms = excluded.closed_ms, payload = excluded.payload"""
+PUT_OUTBOX = """
+insert into outbox values ($1, $2, $3)
+on conflict (name) do update set payload = excluded.payload"""
 PUT_HOLDING = """
 insert into holdings values ($1, $2, $3)
 on conflict (symbol) do update set quantity = excluded.quantity, cost = excluded.cost"""
@@ -91,6 +95,12 @@ async def kept_version(db: Connection, schema: str) -> int:
     return int(await db.fetchval(f'select version from "{schema}".schema_version'))
 
 
+async def fenced(db: Connection, epoch: int, where: str) -> None:
+    """Hold on to the lease of this epoch until the transaction ends. Raises LeaseLost: another has it."""
+    if await db.fetchval(FENCE, epoch) is None:
+        raise LeaseLost(f"{where}: another perpd took the lease over; nothing was written")
+
+
 def check_version(version: int, known: int, where: str) -> None:
     """Raises SchemaUnknown."""
     if version > known:
@@ -130,6 +140,7 @@ class PostgresStore:
         position: Position | None = None,
     ) -> bool:
         async def write(db: Connection) -> None:
+            await _put_outbox(db, fill)
             await db.execute(ADD_TOTAL, "realised_pnl", realised_pnl)
             await db.execute(ADD_TOTAL, "fees", fee)
             await _put_holding(db, fill.symbol, quantity, cost)
@@ -179,6 +190,7 @@ class PostgresStore:
 
         async def write(db: Connection) -> None:
             await db.executemany(PUT_SHADOW, kept)
+            await _put_outbox(db, *shadows)
             oldest_ms = newest_ms - rows.SHADOWS_KEPT_MS
             await db.execute("delete from shadows where closed_ms between 1 and $1", oldest_ms)
 
@@ -188,12 +200,16 @@ class PostgresStore:
         found = await self._read("select payload from shadows where closed_ms = 0 order by position_id")
         return [rows.to_shadow(row[0]) for row in found]
 
-    async def save_signal_decided(self, signals: Sequence[tuple[Signal, Decision]]) -> None:
+    async def save_signal_decided(
+        self, signals: Sequence[tuple[Signal, Decision]], shadows: Sequence[ShadowPosition] = ()
+    ) -> None:
         decided = rows.decided_rows(signals)
+        kept = [(name, closed_ms, payload.decode()) for name, closed_ms, payload in rows.shadow_rows(shadows)]
         newest_ms = max((closed_ms for _, closed_ms in decided), default=0)
 
         async def write(db: Connection) -> None:
             await db.executemany("insert into decided values ($1, $2) on conflict do nothing", decided)
+            await db.executemany("insert into shadows values ($1, $2, $3) on conflict do nothing", kept)
             oldest_ms = newest_ms - rows.DECIDED_KEPT_MS
             await db.execute("delete from decided where candle_close_ms < $1", oldest_ms)
 
@@ -207,6 +223,7 @@ class PostgresStore:
         self, adjustment: Adjustment, *, holding: tuple[str, Decimal, Decimal] | None = None
     ) -> bool:
         async def write(db: Connection) -> None:
+            await _put_outbox(db, adjustment)
             await db.execute(ADD_TOTAL, adjustment.total, adjustment.amount)
             if holding is not None:
                 await _put_holding(db, *holding)
@@ -214,6 +231,15 @@ class PostgresStore:
         *columns, payload = rows.adjustment_row(adjustment)
         sql = "insert into adjustments values ($1, $2, $3) on conflict do nothing returning 1"
         return await self._book_once(("adjustment", adjustment.adjustment_id), sql, columns, payload, write)
+
+    async def unarchived(self, stream: str) -> list[Record]:
+        found = await self._read("select payload from outbox where stream = $1 order by name", stream)
+        return [rows.from_outbox(stream, row[0]) for row in found]
+
+    async def archived(self, records: Sequence[tuple[str, Record]]) -> None:
+        gone = [(name, payload) for name, _, payload in (rows.outbox_row(*record) for record in records)]
+        sql = "delete from outbox where name = $1 and payload = $2"
+        await self._write(lambda db: db.executemany(sql, gone))
 
     async def get_value(self, key: str) -> str | None:
         found = await self._read("select value from settings where name = $1", key)
@@ -240,17 +266,6 @@ class PostgresStore:
         await self._execute(
             "insert into bans values ($1, $2) on conflict (host) do update set until_ms = excluded.until_ms",
             host,
-            until_ms,
-        )
-
-    async def cooldowns(self) -> dict[str, int]:
-        return dict(await self._read("select symbol, until_ms from cooldowns"))
-
-    async def save_cooldown(self, symbol: str, until_ms: int) -> None:
-        await self._execute(
-            """insert into cooldowns values ($1, $2)
-               on conflict (symbol) do update set until_ms = excluded.until_ms""",
-            symbol,
             until_ms,
         )
 
@@ -287,10 +302,7 @@ class PostgresStore:
     async def _write(self, change: Callable[[Connection], Awaitable[Result]]) -> Result:
         async def transaction(db: Connection) -> Result:
             async with db.transaction():
-                if await db.fetchval(FENCE, self._epoch) is None:
-                    raise LeaseLost(
-                        f"{self._link.where}: another perpd took the lease over; nothing was written"
-                    )
+                await fenced(db, self._epoch, self._link.where)
                 return await change(db)
 
         return await self._link.run(transaction)
@@ -317,14 +329,21 @@ class PostgresStore:
         return booked
 
 
+async def _put_outbox(db: Connection, *records: Record) -> None:
+    for row in rows.outbox_rows(records):
+        await db.execute(PUT_OUTBOX, *row)
+
+
 async def _put_order(db: Connection, order: Order) -> None:
     *columns, payload = rows.order_row(order)
     await db.execute(PUT_ORDER, *columns, payload.decode())
+    await _put_outbox(db, order)
 
 
 async def _put_position(db: Connection, position: Position) -> None:
     *columns, payload = rows.position_row(position)
     await db.execute(PUT_POSITION, *columns, payload.decode())
+    await _put_outbox(db, position)
 
 
 async def _put_model(db: Connection, entry: ModelEntry) -> None:
@@ -342,7 +361,6 @@ async def _prune_passed(db: Connection, now_ms: int, ended_ms: int) -> int:
     """What is over by its own time, and executions that belong to no order of ours."""
     statements = (
         ("delete from bans where until_ms < $1", now_ms),
-        ("delete from cooldowns where until_ms < $1", now_ms),
         ("delete from adjustments where at_ms < $1", ended_ms),
         (
             """delete from fills where filled_ms < $1 and not exists

@@ -15,6 +15,7 @@ from service.records import (
     ModelRole,
     Order,
     Position,
+    Record,
     ShadowPosition,
     Signal,
 )
@@ -41,6 +42,15 @@ OrderRow = tuple[str, str, bool, str, str, bool, bytes]
 FillRow = tuple[str, str, str, int, bytes]
 PositionRow = tuple[str, str, bool, int, bytes]
 ShadowRow = tuple[str, int, bytes]
+OutboxRow = tuple[str, str, str]
+
+_of_stream: dict[str, msgspec.json.Decoder[Order | Fill | Position | Adjustment | ShadowPosition]] = {
+    "orders": msgspec.json.Decoder(Order),
+    "fills": msgspec.json.Decoder(Fill),
+    "positions": msgspec.json.Decoder(Position),
+    "adjustments": msgspec.json.Decoder(Adjustment),
+    "shadow_outcomes": msgspec.json.Decoder(ShadowPosition),
+}
 
 
 def order_row(order: Order) -> OrderRow:
@@ -64,6 +74,40 @@ def position_row(position: Position) -> PositionRow:
     return position.position_id, position.symbol, traded, position.closed_ms, encode(position)
 
 
+def outbox_row(stream: str, record: Record) -> OutboxRow:
+    """What the archive has still to get; a newer state of the same thing replaces an older one."""
+    names = {
+        Order: ("client_order_id",),
+        Fill: ("symbol", "trade_id"),
+        Position: ("position_id",),
+        Adjustment: ("adjustment_id",),
+        ShadowPosition: ("position_id",),
+    }[type(record)]
+    name = ":".join((stream, *(getattr(record, name) for name in names)))
+    return name, stream, encode(record).decode()
+
+
+def outbox_rows(records: Sequence[Record]) -> list[OutboxRow]:
+    """Rows of those of the records that are complete: the archive gets these for sure."""
+    found = []
+    for record in records:
+        if isinstance(record, Fill):
+            found.append(outbox_row("fills", record))
+        elif isinstance(record, Adjustment):
+            found.append(outbox_row("adjustments", record))
+        elif isinstance(record, Order) and record.status.final:
+            found.append(outbox_row("orders", record))
+        elif isinstance(record, Position) and record.closed_ms and record.entry_price:
+            found.append(outbox_row("positions", record))
+        elif isinstance(record, ShadowPosition) and record.closed_ms and _finite(record):
+            found.append(outbox_row("shadow_outcomes", record))
+    return found
+
+
+def from_outbox(stream: str, payload: str) -> Record:
+    return _of_stream[stream].decode(payload)
+
+
 def adjustment_row(adjustment: Adjustment) -> tuple[str, int, bytes]:
     return adjustment.adjustment_id, adjustment.at_ms, encode(adjustment)
 
@@ -76,7 +120,7 @@ def shadow_rows(shadows: Sequence[ShadowPosition]) -> list[ShadowRow]:
     """JSON has no infinity and no NaN: a shadow with one could not be read again and is left out."""
     rows = []
     for shadow in shadows:
-        if all(math.isfinite(value) for value in _floats(shadow)):
+        if _finite(shadow):
             rows.append((shadow.position_id, shadow.closed_ms, encode(shadow)))
         else:
             log.error("a shadow position is no number and is not kept", shadow=str(shadow))
@@ -87,8 +131,9 @@ def retired(entry: ModelEntry) -> ModelEntry:
     return msgspec.structs.replace(entry, role=ModelRole.RETIRED)
 
 
-def _floats(shadow: ShadowPosition) -> list[float]:
-    return [v for name in shadow.__struct_fields__ if isinstance(v := getattr(shadow, name), float)]
+def _finite(shadow: ShadowPosition) -> bool:
+    values = [getattr(shadow, name) for name in shadow.__struct_fields__]
+    return all(math.isfinite(value) for value in values if isinstance(value, float))
 
 
 def ledger_totals(stored: Sequence[tuple[str, str | Decimal]]) -> dict[str, Decimal]:

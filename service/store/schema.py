@@ -74,6 +74,15 @@ SQLITE: tuple[tuple[str, ...], ...] = (
         # one row; each run adds one to the epoch
         "create table lease (name text primary key, epoch integer not null) without rowid",
     ),
+    (
+        # what is committed and not in the archive yet; the payload is the record as JSON
+        """create table outbox (
+            name text primary key,
+            stream text not null,
+            payload text not null
+        ) without rowid""",
+        "drop table cooldowns",
+    ),
 )
 
 POSTGRES: tuple[tuple[str, ...], ...] = (
@@ -135,6 +144,10 @@ POSTGRES: tuple[tuple[str, ...], ...] = (
         )""",
         "create unique index models_champion on models (role) where role = 'champion'",
     ),
+    (
+        "create table outbox (name text primary key, stream text not null, payload text not null)",
+        "drop table cooldowns",
+    ),
 )
 
 # Made before anything else, since a schema may be changed by the holder of the lease only. That the epoch is
@@ -182,6 +195,6 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "totals": (("name", "text"), ("amount", "decimal")),
     "holdings": (("symbol", "text"), ("quantity", "decimal"), ("cost", "decimal")),
     "bans": (("host", "text"), ("until_ms", "integer")),
-    "cooldowns": (("symbol", "text"), ("until_ms", "integer")),
+    "outbox": (("name", "text"), ("stream", "text"), ("payload", "text")),
     "models": (("name", "text"), ("created_ms", "integer"), ("role", "text"), ("payload", "json")),
 }

@@ -24,6 +24,7 @@ from service.records import (
     ModelRole,
     Order,
     Position,
+    Record,
     ShadowPosition,
     Signal,
 )
@@ -92,6 +93,7 @@ class SqliteStore:
             added = db.execute("insert or ignore into fills values (?, ?, ?, ?, ?)", rows.fill_row(fill))
             if added.rowcount == 0:
                 return False
+            _put_outbox(db, fill)
             _add(db, "realised_pnl", realised_pnl)
             _add(db, "fees", fee)
             _put_holding(db, fill.symbol, quantity, cost)
@@ -139,6 +141,7 @@ class SqliteStore:
 
         def write(db: sqlite3.Connection) -> None:
             db.executemany("insert or replace into shadows values (?, ?, ?)", kept)
+            _put_outbox(db, *shadows)
             oldest_ms = newest_ms - rows.SHADOWS_KEPT_MS
             db.execute("delete from shadows where closed_ms between 1 and ?", (oldest_ms,))
 
@@ -148,12 +151,16 @@ class SqliteStore:
         found = await self._read("select payload from shadows where closed_ms = 0")
         return [rows.to_shadow(row[0]) for row in found]
 
-    async def save_signal_decided(self, signals: Sequence[tuple[Signal, Decision]]) -> None:
+    async def save_signal_decided(
+        self, signals: Sequence[tuple[Signal, Decision]], shadows: Sequence[ShadowPosition] = ()
+    ) -> None:
         decided = rows.decided_rows(signals)
+        kept = rows.shadow_rows(shadows)
         newest_ms = max((closed_ms for _, closed_ms in decided), default=0)
 
         def write(db: sqlite3.Connection) -> None:
             db.executemany("insert or ignore into decided values (?, ?)", decided)
+            db.executemany("insert or ignore into shadows values (?, ?, ?)", kept)
             oldest_ms = newest_ms - rows.DECIDED_KEPT_MS
             db.execute("delete from decided where candle_close_ms < ?", (oldest_ms,))
 
@@ -170,12 +177,22 @@ class SqliteStore:
             row = rows.adjustment_row(adjustment)
             if db.execute("insert or ignore into adjustments values (?, ?, ?)", row).rowcount == 0:
                 return False
+            _put_outbox(db, adjustment)
             _add(db, adjustment.total, adjustment.amount)
             if holding is not None:
                 _put_holding(db, *holding)
             return True
 
         return await self._write(write)
+
+    async def unarchived(self, stream: str) -> list[Record]:
+        found = await self._read("select payload from outbox where stream = ? order by name", stream)
+        return [rows.from_outbox(stream, row[0]) for row in found]
+
+    async def archived(self, records: Sequence[tuple[str, Record]]) -> None:
+        gone = [(name, payload) for name, _, payload in (rows.outbox_row(*record) for record in records)]
+        sql = "delete from outbox where name = ? and payload = ?"
+        await self._write(lambda db: _execute_many(db, sql, gone))
 
     async def get_value(self, key: str) -> str | None:
         found = await self._read("select value from settings where name = ?", key)
@@ -199,13 +216,6 @@ class SqliteStore:
     async def save_ban(self, host: str, until_ms: int) -> None:
         sql = "insert or replace into bans values (?, ?)"
         await self._write(lambda db: _execute(db, sql, host, until_ms))
-
-    async def cooldowns(self) -> dict[str, int]:
-        return dict(await self._read("select symbol, until_ms from cooldowns"))
-
-    async def save_cooldown(self, symbol: str, until_ms: int) -> None:
-        sql = "insert or replace into cooldowns values (?, ?)"
-        await self._write(lambda db: _execute(db, sql, symbol, until_ms))
 
     async def models(self) -> list[ModelEntry]:
         found = await self._read("select payload from models order by created_ms desc, name")
@@ -333,6 +343,14 @@ def _execute(db: sqlite3.Connection, sql: str, *arguments: object) -> None:
     db.execute(sql, arguments)
 
 
+def _execute_many(db: sqlite3.Connection, sql: str, arguments: Sequence[tuple[str, ...]]) -> None:
+    db.executemany(sql, arguments)
+
+
+def _put_outbox(db: sqlite3.Connection, *records: Record) -> None:
+    _execute_many(db, "insert or replace into outbox values (?, ?, ?)", rows.outbox_rows(records))
+
+
 def _put_order(db: sqlite3.Connection, order: Order) -> None:
     db.execute(
         """insert into orders values (?, ?, ?, ?, ?, ?, ?)
@@ -340,10 +358,12 @@ def _put_order(db: sqlite3.Connection, order: Order) -> None:
            venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload""",
         rows.order_row(order),
     )
+    _put_outbox(db, order)
 
 
 def _put_position(db: sqlite3.Connection, position: Position) -> None:
     db.execute("insert or replace into positions values (?, ?, ?, ?, ?)", rows.position_row(position))
+    _put_outbox(db, position)
 
 
 def _put_model(db: sqlite3.Connection, entry: ModelEntry) -> None:
@@ -355,7 +375,6 @@ def _prune_passed(db: sqlite3.Connection, now_ms: int, ended_ms: int) -> int:
     """What is over by its own time, and executions that belong to no order of ours."""
     statements = (
         ("delete from bans where until_ms < ?", now_ms),
-        ("delete from cooldowns where until_ms < ?", now_ms),
         ("delete from adjustments where at_ms < ?", ended_ms),
         (
             """delete from fills where filled_ms < ? and not exists

@@ -3,6 +3,7 @@
 Used by commands that end, in a process of their own: SQLite is called on the loop there.
 """
 
+import asyncio
 import hashlib
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
@@ -115,6 +116,8 @@ async def digest(tables: Tables) -> list[Digest]:
         async for row in tables.rows(table):
             hashed.update(msgspec.json.encode(row) + b"\n")
             count += 1
+            if count % BATCH_ROWS == 0:
+                await asyncio.sleep(0)  # the lease is renewed on this loop
         found.append(Digest(table, count, hashed.hexdigest()))
     return found
 
@@ -131,6 +134,7 @@ async def copy(source: Tables, target: Tables) -> list[tuple[Digest, Digest]]:
             if len(batch) == BATCH_ROWS:
                 await target.add(table, batch)
                 batch.clear()
+                await asyncio.sleep(0)
         if batch:
             await target.add(table, batch)
     pairs = list(zip(await digest(source), await digest(target), strict=True))

@@ -3,7 +3,8 @@
 What is about to be recorded is first written to the store, with the archive's sequence numbers: after a
 crash those tell how much of it the archive has, and the rest follows. A signal counts as decided only once
 the archive has it. An entry's decision is written before its order may leave, so that no position
-lacks the decision that opened it.
+lacks the decision that opened it. The shadows of decided signals are written with the mark that these are
+decided, so that no decided signal goes unfollowed.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import structlog
 from service.ports import Archive, StateStore
 from service.records import Decision, DecisionOutcome, Signal
 from service.trading.positions import position_id_of
+from service.trading.shadow import ShadowBook
 
 log = structlog.get_logger("trading.decisions")
 
@@ -34,11 +36,13 @@ _decode = msgspec.json.Decoder(_Pending).decode
 
 
 class DecisionLog:
-    """Records decisions, one group after the other. Call `recover` before the first."""
+    """Records decisions and opens their shadows, group after group. Call `recover` before the first."""
 
-    def __init__(self, store: StateStore, archive: Archive) -> None:
+    def __init__(self, store: StateStore, archive: Archive, shadows: ShadowBook) -> None:
         self._store = store
         self._archive = archive
+        self._shadows = shadows
+        self._unfinished = False  # a group was begun in this run and did not end
 
     async def begin(self, pair: Pair) -> None:
         """An approved signal is about to be entered: note the decision before anything is sent."""
@@ -48,27 +52,43 @@ class DecisionLog:
         """Record decisions for good. Interrupted, it is finished by `recover`."""
         await self._note(pairs, provisional=False)
         await self._archive_from(pairs, 0, 0)
-        await self._store.save_signal_decided(pairs)
+        await self._decided(pairs)
+
+    async def resume(self) -> list[Pair]:
+        """Finish a group of this run that was cut short or failed; returns what was decided by it."""
+        return await self.recover() if self._unfinished else []
 
     async def recover(self) -> list[Pair]:
         """Finish what the last run did not; returns the decisions it finished."""
         text = await self._store.get_value(PENDING)
-        if not text:
+        pending = _decode(text) if text else None
+        if pending is None or await self._is_decided(pending.pairs):
+            self._unfinished = False
             return []
-        pending = _decode(text)
         if pending.provisional and not await self._entered(pending.pairs[0]):
+            self._unfinished = False
             return []
         signals = self._archive.sequence("signals") - pending.signals
         decisions = self._archive.sequence("decisions") - pending.decisions
-        if decisions >= len(pending.pairs) and signals >= len(pending.pairs):
-            await self._store.save_signal_decided(pending.pairs)
-            return []
-        log.warning("decisions of the last run are recorded now", decisions=len(pending.pairs) - decisions)
+        missing = max(len(pending.pairs) - decisions, 0)
+        log.warning("decisions that were cut short are finished now", of=len(pending.pairs), recorded=missing)
         await self._archive_from(pending.pairs, signals, decisions)
-        await self._store.save_signal_decided(pending.pairs)
+        await self._decided(pending.pairs)
         return pending.pairs
 
+    async def _decided(self, pairs: Sequence[Pair]) -> None:
+        for signal, decision in pairs:
+            self._shadows.open(signal, traded=decision.outcome is DecisionOutcome.ACCEPTED)
+        await self._store.save_signal_decided(pairs, self._shadows.new())
+        self._unfinished = False
+
+    async def _is_decided(self, pairs: Sequence[Pair]) -> bool:
+        """Whether the group got to its end: it is marked whole or not at all."""
+        oldest_ms = min(signal.candle_close_ms for signal, _ in pairs)
+        return {signal.signal_id for signal, _ in pairs} <= await self._store.decided_since(oldest_ms)
+
     async def _note(self, pairs: Sequence[Pair], *, provisional: bool) -> None:
+        self._unfinished = True
         pending = _Pending(
             self._archive.sequence("signals"),
             self._archive.sequence("decisions"),

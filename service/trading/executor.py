@@ -87,7 +87,7 @@ class Executor:
         self._halted = halted
         self._draining = False
         self._gap = self._reconciled_gap = 0
-        self._outbox = Outbox(archive, recorder)
+        self._outbox = Outbox(archive, recorder, store)
         self._books = books = Books(store, self._outbox, clock, recorder)
         self._bookkeeper = keeper = Bookkeeper(
             books, store, ledger, self._outbox, clock, recorder, protect=self.protect, sweep=self._sweep
@@ -137,6 +137,7 @@ class Executor:
 
     async def restore(self) -> None:
         """Read positions and orders from the store; once, however often it is asked."""
+        await self._outbox.restore()
         await self._books.restore()
 
     @asynccontextmanager

@@ -1,7 +1,8 @@
 """Shows the shadow positions what happened: candles, settled funding, and 1m candles where 5m cannot tell.
 
 A shadow moves only over candles whose funding is known. What the venue does not give now is asked for again
-in the next cycle, so an outage delays an outcome and never loses it.
+in the next cycle, so an outage delays an outcome and never loses it. Only where the venue answers that a
+symbol has no candles since do its old shadows end.
 """
 
 import asyncio
@@ -38,17 +39,19 @@ class ShadowFollower:
         self._market = market
         self._funding = funding
         self._recorder = recorder
+        self._ended: set[str] = set()  # the venue says of these, in this cycle, that no candle follows
         self._finer: dict[str, dict[int, list[CandleRow]]] = {}  # read for this cycle and the next update
 
     async def follow(self, now_ms: int) -> None:
         """Show each symbol's shadows the candles that closed since they were last looked at."""
         await self._know_funding(now_ms)
+        self._ended.clear()
         for symbol in sorted(self._shadows.symbols()):
             await asyncio.sleep(0)  # a full book takes a while: others get their turn between two symbols
             await self._update(symbol, now_ms)
         for symbol in await self._read_again():
             await self._update(symbol, now_ms)
-        self._shadows.expire(min(now_ms, self._funding.known_until_ms))
+        self._shadows.expire(min(now_ms, self._funding.known_until_ms), sorted(self._ended))
         await self._shadows.flush()
 
     async def _know_funding(self, now_ms: int) -> None:
@@ -66,9 +69,15 @@ class ShadowFollower:
             return  # nothing can have closed yet, or its funding is not known
         try:
             candles = await self._feed.candles_since(symbol, since_ms)
+        except RequestRejected as error:
+            log.debug("the venue has no candles of a shadow's symbol", symbol=symbol, reason=str(error))
+            candles = []
         except VenueError as error:
             self._recorder.count("shadows.without_candles")
             log.debug("no candles for a shadow, trying again next cycle", symbol=symbol, reason=str(error))
+            return
+        if not candles:
+            self._ended.add(symbol)
             return
         known = [candle for candle in candles if candle[0] + CANDLE_MS <= until_ms]
         self._shadows.update(

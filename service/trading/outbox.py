@@ -2,32 +2,56 @@
 
 They wait here, so that a full disk never holds up a stop. Entries are off while the archive cannot be
 written: what gathers is what ends the positions that are open.
+
+The store keeps each fill, adjustment, ended order and closed position until it is told that the archive has
+it: what a crash took from the queue is put at the next start. A crash between the archive and the store puts
+one again, equal to the first; of a position told again, the newest counts. Of an order that has not ended,
+and of a position that opens or moves its stop, the states in the queue may be lost; the store has the last.
 """
 
 import asyncio
 
 import structlog
 
-from service.ports import Archive, Recorder
+from service.errors import DataDirectoryUnusable, LeaseLost
+from service.ports import Archive, Recorder, StateStore
 from service.records import Record
 
 log = structlog.get_logger("trading.outbox")
 
 OUTBOX_RECORDS = 10_000
 OUTBOX_LIMIT_S = 2.0
+AT_ONCE = 50  # in one transaction
+STREAMS = ("orders", "fills", "adjustments", "positions")
+
+Item = tuple[str, Record]
 
 
 class Outbox:
-    """A bounded queue; what does not fit is counted, logged and lost to the archive."""
+    """A bounded queue; what does not fit is counted, logged, and archived at the next start at best."""
 
-    def __init__(self, archive: Archive, recorder: Recorder) -> None:
+    def __init__(self, archive: Archive, recorder: Recorder, store: StateStore) -> None:
         self._archive = archive
         self._recorder = recorder
-        self._queue: asyncio.Queue[tuple[str, Record]] = asyncio.Queue(OUTBOX_RECORDS)
+        self._store = store
+        self._queue: asyncio.Queue[Item] = asyncio.Queue(OUTBOX_RECORDS)
+        self._unmarked: list[Item] = []  # in the archive, and the store could not be told
+        self._restored = False
 
     @property
     def depth(self) -> int:
         return self._queue.qsize()
+
+    async def restore(self) -> None:
+        """Take what the last run did not hand over; once, before anything is booked."""
+        if self._restored:
+            return
+        left = [(stream, record) for stream in STREAMS for record in await self._store.unarchived(stream)]
+        self._restored = True
+        for stream, record in left:
+            self.put(stream, record)
+        if left:
+            log.info("records of the last run go to the archive now", records=len(left))
 
     def put(self, stream: str, record: Record) -> None:
         """Take one record; never blocks."""
@@ -51,13 +75,29 @@ class Outbox:
     async def run(self) -> None:
         """Hand records to the archive until cancelled."""
         while True:
-            stream, record = await self._queue.get()
+            batch = [await self._queue.get()]
+            while len(batch) < AT_ONCE and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            try:
+                await self._hand_over(batch)
+            finally:
+                for _ in batch:
+                    self._queue.task_done()
+
+    async def _hand_over(self, batch: list[Item]) -> None:
+        for stream, record in batch:
             try:
                 await self._archive.put(stream, record)
             except ValueError as error:  # a record that no archive takes must not hold up the others
                 self._discarded(stream, record, str(error))
-            finally:
-                self._queue.task_done()
+        done = [*self._unmarked, *batch]
+        try:
+            await self._store.archived(done)
+        except (DataDirectoryUnusable, LeaseLost) as error:
+            self._unmarked = done[-OUTBOX_RECORDS:]  # those beyond are put again at the next start
+            log.debug("the store does not know yet what is archived", records=len(done), reason=str(error))
+        else:
+            self._unmarked = []
 
     def _discarded(self, stream: str, record: Record, reason: str) -> None:
         self._recorder.count("trading.records_discarded")

@@ -1,6 +1,6 @@
 """Shadow positions: every signal followed on real candles to its outcome, traded or not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from service.ports import Archive, CandleRow, Recorder, StateStore
 from service.records import CloseReason, FundingRate, ShadowPosition, Signal
@@ -16,6 +16,7 @@ from service.trading.outcomes import (
 )
 from service.trading.shadow_rows import ShadowRows
 
+OUTCOMES = "shadow_outcomes"
 MOVED_PER_FLUSH = 250  # keeps a cycle with a full book short
 HOUR_MS = 3_600_000
 
@@ -45,6 +46,7 @@ class ShadowBook:
         self._open = ShadowRows()
         self._closed_count = 0
         self._unsaved: dict[str, ShadowPosition] = {}  # opened or closed: written at the next flush
+        self._unarchived: dict[str, ShadowPosition] = {}  # closed and written, not in the archive yet
         self._undecided: set[tuple[str, int]] = set()  # symbol and 5m candle to be read in 1m candles
         self._moved: dict[str, None] = {}  # symbols looked at: written a few at a time, oldest first
 
@@ -52,6 +54,9 @@ class ShadowBook:
         """Go on with what the store has; feed candles from `checked_ms` of each symbol on."""
         for shadow in await self._store.open_shadows():
             self._open.add(shadow)
+        for outcome in await self._store.unarchived(OUTCOMES):
+            if isinstance(outcome, ShadowPosition):
+                self._unarchived[outcome.position_id] = outcome
 
     @property
     def open_count(self) -> int:
@@ -92,6 +97,10 @@ class ShadowBook:
         self._open.add(shadow)
         self._unsaved[shadow.position_id] = shadow
         return shadow
+
+    def new(self) -> list[ShadowPosition]:
+        """Opened and not written yet."""
+        return [shadow for shadow in self._unsaved.values() if not shadow.closed_ms]
 
     def update(
         self,
@@ -134,10 +143,11 @@ class ShadowBook:
         else:
             self._moved[moved.symbol] = None
 
-    def expire(self, now_ms: int) -> list[ShadowPosition]:
-        """Close what outlived its hours without candles (a delisted symbol), at the entry price.
+    def expire(self, now_ms: int, symbols: Iterable[str]) -> list[ShadowPosition]:
+        """Close what outlived its hours on symbols that have no candles any more (delisted), as `no_candles`.
 
-        An hour of grace lets late candles decide first.
+        The price is that of the entry, which is no outcome: who learns leaves these out. An hour of grace
+        lets late candles decide first.
         """
         born_ms = now_ms - self._costs.life_ms - HOUR_MS
         expired: list[ShadowPosition] = []
@@ -145,12 +155,12 @@ class ShadowBook:
         def step(shadow: ShadowPosition) -> ShadowPosition:
             if shadow.opened_ms > born_ms:
                 return shadow
-            ended = closed(shadow, shadow.entry, CloseReason.EXPIRED, now_ms, self._costs)
+            ended = closed(shadow, shadow.entry, CloseReason.NO_CANDLES, now_ms, self._costs)
             expired.append(ended)
             self._note(ended)
             return ended
 
-        for symbol in self._open.symbols():
+        for symbol in symbols:
             if self._open.opened_ms(symbol) <= born_ms:
                 self._open.change(symbol, step)
         self._closed_count += len(expired)
@@ -165,16 +175,26 @@ class ShadowBook:
         changed, self._unsaved = self._unsaved, {}
         looked_at = self._looked_at(None if everything else MOVED_PER_FLUSH)
         changed = {shadow.position_id: shadow for shadow in looked_at} | changed
-        if not changed:
-            return
+        if changed:
+            try:
+                await self._store.save_shadows(list(changed.values()))
+            except BaseException:
+                self._unsaved = {**changed, **self._unsaved}
+                raise
+            self._unarchived.update((name, shadow) for name, shadow in changed.items() if shadow.closed_ms)
+        await self._archive_outcomes()
+
+    async def _archive_outcomes(self) -> None:
+        """Put what closed into the archive; what is cut short or fails stays for the next flush or start."""
+        put: list[tuple[str, ShadowPosition]] = []
         try:
-            await self._store.save_shadows(list(changed.values()))
-        except BaseException:
-            self._unsaved = {**changed, **self._unsaved}
-            raise
-        for shadow in changed.values():
-            if shadow.closed_ms:
-                await self._archive.put("shadow_outcomes", shadow)
+            for name, outcome in list(self._unarchived.items()):
+                await self._archive.put(OUTCOMES, outcome)
+                del self._unarchived[name]
+                put.append((OUTCOMES, outcome))
+        finally:
+            if put:
+                await self._store.archived(put)
 
     def _looked_at(self, enough: int | None) -> list[ShadowPosition]:
         """All shadows of the symbols looked at longest ago, until there are enough."""

@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 
 from service.directory import data_directory
-from service.errors import DataDirectoryUnusable, StateDamaged
+from service.errors import DataDirectoryUnusable, LeaseLost, StateDamaged
 from service.records import Fill, ShadowPosition, Side
 from service.records import PositionSide as Direction
 from service.settings import Loaded, load
-from service.store.opening import STATE_FILE, open_state
+from service.store.backup import reading
+from service.store.command import _fill, _place, _replace
+from service.store.opening import STATE_FILE, open_links, open_state
 from service.store.schema import SQLITE, TABLES
+from service.store.sqlite import connect
+from service.store.tables import BATCH_ROWS, SqliteTables, copy, digest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = 'line\n\t"quoted" \\ 币'
@@ -242,6 +246,46 @@ async def test_there_is_nothing_to_copy_from_an_empty_database(postgres, tmp_pat
     assert not (tmp_path / "c.sqlite3").exists()
 
 
+async def test_who_lost_the_lease_replaces_and_fills_nothing(postgres, tmp_path):
+    command = Command(tmp_path, postgres.url)
+    await fill_books(command.loaded())
+    await fill_books(command.loaded(database=True), rows=7)
+    place = _place(command.loaded(database=True))
+    with reading(command.data / STATE_FILE) as file:
+        source = SqliteTables(file, "the file")
+        async with open_links(place.url, place.schema, 5.0) as (link, _):
+            epoch = await link.alone(lambda db: db.fetchval("select epoch from lease"))
+            await link.alone(lambda db: db.execute("update lease set epoch = epoch + 1"))
+            for write in (_replace, _fill):
+                with pytest.raises(LeaseLost, match="nothing was written"):
+                    await link.alone(lambda db, write=write: write(db, source, "the database", epoch))
+            assert await link.alone(lambda db: db.fetchval("select count(*) from fills")) == 7
+            await link.alone(lambda db: _replace(db, source, "the database", epoch + 1))
+            assert await link.alone(lambda db: db.fetchval("select count(*) from fills")) == 30
+
+
+async def test_a_long_digest_lets_the_lease_be_renewed_meanwhile(tmp_path):
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    with closing(connect(tmp_path / "s")) as db:
+        names = [(f"k{number}", "v") for number in range(10 * BATCH_ROWS)]
+        db.executemany("insert into settings values (?, ?)", names)
+        with closing(connect(tmp_path / "t")) as target:
+            task = asyncio.create_task(others())
+            await digest(SqliteTables(db, "s"))
+            assert turns >= 9
+            turns = 0
+            await copy(SqliteTables(db, "s"), SqliteTables(target, "t"))
+            assert turns >= 3 * 9
+            task.cancel()
+
+
 class SmallDisk:
     """A tmpfs of 2 MB; where mounting is not permitted, a limit on how far into a file may be written."""
 
@@ -293,11 +337,11 @@ async def test_a_disk_full_in_the_middle_of_a_migration_undoes_it_and_room_compl
     copying = ("create table copied (name text, value text)", "insert into copied select * from settings")
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
     small_disk.fill()
-    with pytest.raises(DataDirectoryUnusable, match="migration to schema 3 failed and was undone"):
+    with pytest.raises(DataDirectoryUnusable, match="migration to schema 4 failed and was undone"):
         async with open_state(loaded, small_disk.path):
             pass
     with closing(sqlite3.connect(small_disk.path / STATE_FILE)) as db:
-        assert db.execute("pragma user_version").fetchone() == (2,)
+        assert db.execute("pragma user_version").fetchone() == (3,)
         assert db.execute("select count(*) from sqlite_master where name = 'copied'").fetchone() == (0,)
     small_disk.make_room()
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))

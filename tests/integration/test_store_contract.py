@@ -279,7 +279,11 @@ async def test_shadows_are_kept_while_open_and_a_week_after(books):
         await store.save_shadows([shadow, changed(shadow, position_id="y", closed_ms=5)])
         assert await store.open_shadows() == [shadow]
         await store.save_shadows([changed(shadow, position_id="z", closed_ms=SHADOWS_KEPT_MS + 6)])
-    assert {row[0] for row in await books.rows("select position_id from shadows")} == {"x", "z"}
+        moved = changed(shadow, checked_ms=9)
+        await store.save_shadows([moved])
+        await store.save_signal_decided([], [shadow, changed(shadow, position_id="new")])
+        assert await store.open_shadows() == [changed(shadow, position_id="new"), moved]
+    assert {row[0] for row in await books.rows("select position_id from shadows")} == {"x", "z", "new"}
 
 
 async def test_values_are_replaced(books):
@@ -313,17 +317,37 @@ async def test_a_store_opened_twice_in_a_row_migrates_once(books):
             await store.set_value("k", "1")
 
 
-async def test_bans_and_cooldowns_survive_a_restart_and_are_forgotten_once_over(books):
+async def test_what_is_booked_or_ended_is_kept_for_the_archive_until_it_has_it(books):
+    closed = changed(POSITION, closed_ms=7)
+    ended = changed(ORDER, status=OrderStatus.FILLED)
+    funding = Adjustment(adjustment_id="f", kind="funding", symbol="A", amount=Decimal(1), reason="", at_ms=1)
+    amounts = {name: Decimal(0) for name in ("realised_pnl", "fee", "quantity", "cost")}
+    kept = {"fills": FILL, "positions": closed, "orders": ended, "adjustments": funding}
+    async with books.open() as store:
+        await store.save_intent(POSITION, ORDER)
+        assert [await store.unarchived(stream) for stream in kept] == [[]] * 4
+        await store.save_order(ended)
+        await store.save_fill(FILL, **amounts, position=closed)
+        await store.save_adjustment(funding)
+    async with books.open() as store:
+        assert {stream: await store.unarchived(stream) for stream in kept} == {
+            stream: [record] for stream, record in kept.items()
+        }
+        await store.archived(list(kept.items()))
+        assert not await store.save_fill(FILL, **amounts)
+        assert [await store.unarchived(stream) for stream in kept] == [[]] * 4
+
+
+async def test_bans_survive_a_restart_and_are_forgotten_once_over(books):
     async with books.open() as store:
         await store.save_ban("fapi.example.org", 1_000)
         await store.save_ban("fapi.example.org", 3_000)
-        await store.save_cooldown("AUSDT", 2_000)
     async with books.open() as store:
         assert await store.bans() == {"fapi.example.org": 3_000}
-        assert await store.cooldowns() == {"AUSDT": 2_000}
-        assert await store.prune(2_500) == 1
+        assert await store.prune(2_500) == 0
         assert await store.bans() == {"fapi.example.org": 3_000}
-        assert await store.cooldowns() == {}
+        assert await store.prune(3_500) == 1
+        assert await store.bans() == {}
 
 
 async def test_a_new_champion_retires_the_one_before(books):

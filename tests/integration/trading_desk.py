@@ -328,7 +328,10 @@ async def desk_at(
     trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2, reconcile_s=3600), **settings)
     archive, counts, clock = Kept(), Counts(), WallClock()
     async with open_sqlite(path / "state") as store:
-        ledger, _ = await open_ledger(store, await venue.account(), counts)
+        ledger, opening = await open_ledger(store, await venue.account(), counts)
+        if opening is not None:  # tests look at what is booked later
+            booked = await store.unarchived("adjustments")
+            await store.archived([("adjustments", adjustment) for adjustment in booked])
         executor = Executor(
             venue,
             store,

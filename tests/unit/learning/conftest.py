@@ -19,12 +19,12 @@ class History:
         )
         connection.execute(
             "create table shadow_outcomes (signal_id text, opened_ms bigint, closed_ms bigint,"
-            " outcome_r double)"
+            " outcome_r double, close_reason text)"
         )
         connection.execute("create table decisions (signal_id text, outcome text, risk_amount text)")
         connection.execute(
             "create table positions (signal_id text, closed_ms bigint, entry_price text, realised_pnl text,"
-            " fees text, funding text)"
+            " fees text, funding text, seq bigint)"
         )
 
     def signal(self, name: str, at_ms: int, strategy: str = "s", **features: float | None) -> str:
@@ -35,10 +35,12 @@ class History:
         )
         return signal_id
 
-    def outcome(self, signal_id: str, opened_ms: int, result: float, *, held_h: float = 1.0) -> None:
+    def outcome(
+        self, signal_id: str, opened_ms: int, result: float, *, held_h: float = 1.0, reason: str = "stop"
+    ) -> None:
         self.connection.execute(
-            "insert into shadow_outcomes values (?, ?, ?, ?)",
-            [signal_id, opened_ms, opened_ms + round(held_h * HOUR_MS), result],
+            "insert into shadow_outcomes values (?, ?, ?, ?, ?)",
+            [signal_id, opened_ms, opened_ms + round(held_h * HOUR_MS), result, reason],
         )
 
     def hours(self, count: int, symbols: int = 2) -> None:

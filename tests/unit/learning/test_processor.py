@@ -33,6 +33,7 @@ def test_what_is_dropped_is_counted_with_its_reason(history: History):
     history.outcome(history.signal("ABSENT", at, z=1.0), at, 1.0)
     history.outcome(history.signal("HUGE", at, x=1.0), at, 1e9)
     history.outcome(history.signal("BACK", at, x=1.0), at, 1.0, held_h=-2.0)
+    history.outcome(history.signal("GONE", at, x=1.0), at, 0.0, reason="no_candles")
     twice = history.signal("TWICE", at, x=1.0)
     history.outcome(twice, at, 1.0)
     history.outcome(twice, at, 1.0)
@@ -42,6 +43,7 @@ def test_what_is_dropped_is_counted_with_its_reason(history: History):
     assert dict(processor.counts.dropped) == {
         "recorded twice": 1,
         "no outcome yet": 1,
+        "market ended before the outcome": 1,
         "result impossible": 1,
         "closed before it opened": 1,
         "feature missing or not finite": 2,
@@ -94,7 +96,7 @@ def test_a_real_position_brings_its_own_result_in_what_was_risked(history: Histo
     history.outcome(other, HOUR_MS, -1.0)
     history.connection.execute("insert into decisions values (?, 'accepted', '50')", [name])
     history.connection.execute(
-        "insert into positions values (?, 0, '10', '0', '1', '0'), (?, 99, '10', '95', '4', '-1')",
+        "insert into positions values (?, 0, '10', '0', '1', '0', 1), (?, 99, '10', '95', '4', '-1', 2)",
         [name, name],
     )
     ((_, chunk),) = drained(MLDataProcessor(history.connection))
@@ -118,3 +120,15 @@ def test_an_empty_span_says_so(history: History):
         MLDataProcessor(history.connection, from_ms=100 * HOUR_MS)
     with pytest.raises(HistoryUnusable, match="no signal of strategy 'unknown'"):
         MLDataProcessor(history.connection, strategy="unknown")
+
+
+def test_of_a_position_told_again_the_newest_record_counts(history: History):
+    name = history.signal("A", HOUR_MS)
+    history.outcome(name, HOUR_MS, 1.0)
+    history.connection.execute("insert into decisions values (?, 'accepted', '10')", [name])
+    for seq, funding in ((7, "-2"), (9, "-4"), (8, "-3")):
+        history.connection.execute(
+            "insert into positions values (?, 99, '10', '20', '1', ?, ?)", [name, funding, seq]
+        )
+    ((_, chunk),) = drained(MLDataProcessor(history.connection))
+    assert chunk.real_r.tolist() == [1.5]

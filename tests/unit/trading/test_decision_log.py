@@ -4,9 +4,10 @@ from decimal import Decimal
 
 import pytest
 
-from service.records import Decision, DecisionOutcome, PositionSide, Record, Signal
+from service.records import Decision, DecisionOutcome, PositionSide, Record, ShadowPosition, Signal
 from service.trading.decision_log import DecisionLog
 from service.trading.positions import position_id_of
+from service.trading.shadow import ShadowBook
 
 
 class Crash(Exception):
@@ -21,6 +22,7 @@ class Durable:
         self.decided: list[str] = []
         self.records: dict[str, list[Record]] = {"signals": [], "decisions": []}
         self.positions: set[str] = set()
+        self.shadows: list[ShadowPosition] = []
         self.calls = 0
         self.die_at = 0
 
@@ -36,9 +38,21 @@ class Durable:
     async def get_value(self, key):
         return self.values.get(key)
 
-    async def save_signal_decided(self, pairs):
+    async def save_signal_decided(self, pairs, shadows):
         self._step()
         self.decided += [signal.signal_id for signal, _ in pairs]
+        self.shadows += shadows
+
+    async def decided_since(self, candle_close_ms):
+        return set(self.decided)
+
+    async def open_shadows(self):
+        return self.shadows
+
+    async def unarchived(self, stream):
+        return []
+
+    def count(self, name): ...
 
     async def position(self, position_id):
         return object() if position_id in self.positions else None
@@ -81,9 +95,20 @@ def pair(name: str, outcome: DecisionOutcome = DecisionOutcome.REFUSED) -> tuple
     return signal, decision
 
 
+async def log_of(durable: Durable) -> DecisionLog:
+    """A new process's log, with the shadows that the store knows."""
+    shadows = ShadowBook(durable, durable, durable, fee_fraction=0.0, life_hours=96, max_shadows=100)
+    await shadows.restore()
+    return DecisionLog(durable, durable, shadows)
+
+
+def followed(durable: Durable) -> list[str]:
+    return sorted({shadow.signal_id for shadow in durable.shadows})
+
+
 async def keep_each(durable: Durable, *groups: list[tuple[Signal, Decision]]) -> None:
     for pairs in groups:
-        await DecisionLog(durable, durable).keep(pairs)
+        await (await log_of(durable)).keep(pairs)
 
 
 def recorded(durable: Durable, stream: str) -> list[str]:
@@ -97,11 +122,11 @@ async def test_a_group_is_recorded_once_wherever_the_process_dies(die_at: int):
     with pytest.raises(Crash):
         await keep_each(durable, [pair("a"), pair("b")], [pair("c")])
     durable.die_at = 0
-    again = DecisionLog(durable, durable)
+    again = await log_of(durable)
     await again.recover()
     if die_at > 1:  # before the first call nothing was decided: the next cycle decides
         assert recorded(durable, "decisions") == recorded(durable, "signals") == ["a", "b"]
-        assert durable.decided[:2] == ["a", "b"]
+        assert durable.decided == followed(durable) == ["a", "b"]
     assert await again.recover() == []
 
 
@@ -110,22 +135,53 @@ async def test_a_recovery_that_dies_is_finished_by_the_next(die_at: int):
     durable = Durable()
     durable.die_at = 3
     with pytest.raises(Crash):
-        await DecisionLog(durable, durable).keep([pair("a"), pair("b")])
+        await (await log_of(durable)).keep([pair("a"), pair("b")])
     durable.calls, durable.die_at = 0, die_at
     try:
-        await DecisionLog(durable, durable).recover()
+        await (await log_of(durable)).recover()
     except Crash:
         durable.die_at = 0
-        await DecisionLog(durable, durable).recover()
+        await (await log_of(durable)).recover()
     assert recorded(durable, "decisions") == recorded(durable, "signals") == ["a", "b"]
 
 
 @pytest.mark.parametrize(("entered", "names"), [(True, ["a"]), (False, [])])
 async def test_an_entry_under_way_was_decided_only_if_it_was_written_down(entered: bool, names: list[str]):
     durable = Durable()
-    await DecisionLog(durable, durable).begin(pair("a", DecisionOutcome.ACCEPTED))
+    await (await log_of(durable)).begin(pair("a", DecisionOutcome.ACCEPTED))
     if entered:
         durable.positions.add(position_id_of("a"))
-    finished = await DecisionLog(durable, durable).recover()
+    finished = await (await log_of(durable)).recover()
     assert [signal.signal_id for signal, _ in finished] == names
     assert recorded(durable, "decisions") == durable.decided == names
+
+
+@pytest.mark.parametrize("die_at", range(2, 7))
+async def test_a_group_that_was_cut_short_is_finished_by_the_same_run(die_at: int):
+    durable = Durable()
+    durable.die_at = die_at
+    log = await log_of(durable)
+    with pytest.raises(Crash):
+        await log.keep([pair("a"), pair("b")])
+    assert [signal.signal_id for signal, _ in await log.resume()] == ["a", "b"]
+    await log.keep([pair("c")])
+    assert recorded(durable, "decisions") == recorded(durable, "signals") == ["a", "b", "c"]
+    assert durable.decided == followed(durable) == ["a", "b", "c"]
+    assert await log.resume() == []
+
+
+async def test_an_entry_that_was_cut_short_counts_as_decided_in_the_same_run():
+    durable = Durable()
+    log = await log_of(durable)
+    await log.begin(pair("a", DecisionOutcome.ACCEPTED))
+    durable.positions.add(position_id_of("a"))
+    assert [signal.signal_id for signal, _ in await log.resume()] == ["a"]
+    assert [shadow.traded for shadow in durable.shadows] == [True]
+
+
+async def test_what_was_kept_long_ago_is_not_followed_again():
+    durable = Durable()
+    await (await log_of(durable)).keep([pair("a")])
+    durable.shadows.clear()  # closed since, and archived
+    assert await (await log_of(durable)).recover() == []
+    assert durable.shadows == []

@@ -16,13 +16,15 @@ class World:
     """The venue as the follower meets it: candles, minutes and funding, each of which may be away."""
 
     def __init__(self) -> None:
-        self.candles: list[tuple] = []
+        self.candles: list[tuple] | Exception = []
         self.minutes: list[tuple] | Exception = []
         self.minutes_asked = 0
         self.funding: list[FundingRate] | Exception = []
 
     async def candles_since(self, symbol: str, since_ms: int) -> list[tuple]:
-        return [row for row in self.candles if row[0] >= since_ms]
+        if isinstance(self.candles, Exception):
+            raise self.candles
+        return [row for row in self.candles if row[0] >= since_ms][:1_500]
 
     async def funding_rates(self, start_ms: int, end_ms: int) -> list[FundingRate]:
         if isinstance(self.funding, Exception):
@@ -66,13 +68,16 @@ class Following:
         self.follower = ShadowFollower(
             self.book, self.world, market, FundingHistory(market, self.clock), self.kept
         )
+        self.open("s1", OPENED_MS)
+
+    def open(self, name: str, at_ms: int) -> None:
         self.book.open(
             Signal(
-                signal_id="s1",
+                signal_id=name,
                 strategy="s",
                 symbol="AUSDT",
                 position_side=PositionSide.LONG,
-                candle_close_ms=OPENED_MS,
+                candle_close_ms=at_ms,
                 entry=100.0,
                 stop=99.0,
                 target=102.0,
@@ -146,3 +151,57 @@ async def test_where_the_venue_has_no_minutes_the_stop_counts(following: Followi
     world.minutes = RequestRejected("-1121 Invalid symbol.")
     await following.cycle(1)
     assert [(o.close_reason, o.resolution) for o in following.kept.records] == [("stop", "assumed")]
+
+
+HOURS = HOUR_MS // CANDLE_MS  # candles in an hour
+
+
+def quiet(hours: int) -> list[tuple]:
+    """Candles that touch nothing."""
+    return [candle(n, 100, 100.5, 99.5, 100) for n in range(hours * HOURS)]
+
+
+async def test_an_outage_longer_than_its_life_does_not_end_a_shadow(following: Following):
+    following.world.candles = VenueUnavailable("away")
+    await following.cycle(98 * HOURS)
+    assert following.kept.records == []
+    following.world.candles = [candle(0, 100, 100.5, 99.5, 100), candle(1, 100, 102.5, 99.5, 102)]
+    await following.cycle(98 * HOURS + 1)
+    assert [o.close_reason for o in following.kept.records] == ["target"]
+
+
+async def test_a_candle_that_cannot_be_read_in_minutes_yet_does_not_end_an_old_shadow(following: Following):
+    world = following.world
+    world.candles = [candle(0, 100, 102.5, 98.5, 101)]
+    world.minutes = VenueUnavailable("away")
+    await following.cycle(98 * HOURS)
+    assert following.kept.records == []
+    world.minutes = [(OPENED_MS, 100.0, 102.5, 99.5, 102.0, 1.0)]
+    await following.cycle(98 * HOURS + 1)
+    assert [(o.close_reason, o.resolution) for o in following.kept.records] == [("target", "1m")]
+
+
+async def test_more_candles_than_one_request_gives_end_no_shadow_that_they_did_not_reach(
+    following: Following,
+):
+    young_ms = OPENED_MS + 40 * HOUR_MS
+    following.open("s2", young_ms)
+    target = (OPENED_MS + 130 * HOUR_MS, 100.0, 102.5, 99.5, 102.0, 1.0)
+    following.world.candles = [row for row in quiet(150) if row[0] != target[0]] + [target]
+    following.world.candles.sort()
+    await following.cycle(150 * HOURS)
+    await following.cycle(150 * HOURS + 1)
+    outcomes = {o.signal_id: (o.close_reason, o.closed_ms) for o in following.kept.records}
+    assert outcomes == {
+        "s1": ("expired", OPENED_MS + 96 * HOUR_MS),
+        "s2": ("target", target[0] + CANDLE_MS),
+    }
+
+
+@pytest.mark.parametrize("answer", [[], RequestRejected("-1121 Invalid symbol.")])
+async def test_a_delisted_symbols_shadow_ends_without_an_outcome(following: Following, answer):
+    following.world.candles = answer
+    await following.cycle(96 * HOURS)
+    assert following.kept.records == []
+    await following.cycle(97 * HOURS)
+    assert [o.close_reason for o in following.kept.records] == ["no_candles"]

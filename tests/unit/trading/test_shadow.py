@@ -9,6 +9,10 @@ from service.trading.shadow import CANDLE_MS, HOUR_MS, ShadowBook
 LONG, SHORT = PositionSide.LONG, PositionSide.SHORT
 
 
+class Cut(Exception):
+    pass
+
+
 class Counts:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -85,12 +89,13 @@ async def test_a_full_book_counts_what_it_does_not_take(tmp_path: Path):
     assert counts.counts == {"shadows.refused": 1}
 
 
-async def test_a_symbol_without_candles_expires_all_the_same(tmp_path: Path):
+async def test_old_shadows_of_a_symbol_that_has_no_candles_any_more_end_without_an_outcome(tmp_path: Path):
     async with open_sqlite(tmp_path / "s") as store:
         made, _ = book(store)
         made.open(signal())
-        assert made.expire(96 * HOUR_MS) == []
-        assert [s.close_reason for s in made.expire(97 * HOUR_MS)] == ["expired"]
+        assert made.expire(96 * HOUR_MS, ["AUSDT"]) == []
+        assert made.expire(97 * HOUR_MS, ["BUSDT"]) == []
+        assert [s.close_reason for s in made.expire(97 * HOUR_MS, ["AUSDT"])] == ["no_candles"]
         assert made.open_count == 0
 
 
@@ -116,3 +121,53 @@ async def test_the_twin_of_a_real_position_says_so(tmp_path: Path):
         made.update("AUSDT", [candle(0, 100, 102.5, 99.5, 101)])
         await made.flush()
     assert [record.traded for _, record in archive.records] == [True]
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+async def test_an_outcome_that_a_crash_kept_from_the_archive_gets_there_at_the_next_start(
+    tmp_path: Path, taken: int
+):
+    class Dying(Kept):
+        async def put(self, stream: str, record: Record) -> None:
+            if len(self.records) == taken:
+                raise Cut
+            await super().put(stream, record)
+
+    before, after, later = Dying(), Kept(), Kept()
+    async with open_sqlite(tmp_path / "s") as store:
+        made, _ = book(store, before)
+        for name in "ab":
+            made.open(signal(name))
+        made.update("AUSDT", [candle(0, 100, 102.5, 99.5, 101)])
+        with pytest.raises(Cut):
+            await made.flush()
+    for archive in (after, later):
+        async with open_sqlite(tmp_path / "s") as store:
+            made, _ = book(store, archive)
+            await made.restore()
+            await made.flush()
+    assert [r.signal_id for _, r in before.records + after.records] == ["a", "b"]
+    assert later.records == []
+
+
+async def test_an_outcome_that_the_archive_refused_is_put_at_the_next_flush(tmp_path: Path):
+    class Refusing(Kept):
+        refusing = True
+
+        async def put(self, stream: str, record: Record) -> None:
+            if self.refusing:
+                raise Cut
+            await super().put(stream, record)
+
+    archive = Refusing()
+    async with open_sqlite(tmp_path / "s") as store:
+        made, _ = book(store, archive)
+        made.open(signal("a"))
+        made.update("AUSDT", [candle(0, 100, 102.5, 99.5, 101)])
+        with pytest.raises(Cut):
+            await made.flush()
+        archive.refusing = False
+        await made.flush()
+        await made.flush()
+        assert await store.unarchived("shadow_outcomes") == []
+    assert [r.signal_id for _, r in archive.records] == ["a"]
