@@ -191,6 +191,8 @@ LOOKS: dict[Rule, Look] = {
 def looked(switch: Switch, now: Readings, kill: KillSettings, risk: RiskSettings, now_ms: int) -> Switch:
     """The switch after one look at the readings: what is over is dropped, what reached its limit is added."""
     findings = {rule: look(now, kill, risk) for rule, look in LOOKS.items()}
+    if now.marks is not None and now.marks.day != now_ms // DAY_MS:
+        findings[Rule.DAY_LOSS] = None  # the opening equity is another day's: it moves with the next cycle
     kept = tuple(trip for trip in switch.trips if not _over(trip, findings.get(trip.rule), kill, now_ms))
     known = {trip.rule for trip in kept}
     added = tuple(
