@@ -14,15 +14,14 @@ from typing import Any
 
 from service.clock import WallClock
 from service.directory import data_directory, data_path
-from service.errors import EXIT_USAGE, DaemonUnreachable, DataDirectoryUnusable
+from service.errors import EXIT_USAGE, DaemonUnreachable, DataDirectoryUnusable, NobodyListens
 from service.monitor.asking import ask
-from service.monitor.control import SOCKET_NAME
 from service.settings import Loaded
+from service.store.opening import STATE_FILE, open_state
 from service.trading.halting import described, lift, read_switch, write_switch
 from service.trading.killswitch import Level, tripped
 
 RESUME = "resume"
-STATE = "state.sqlite3"
 _ANSWER_LIMIT_S = 15.0
 
 
@@ -43,10 +42,9 @@ def _perform(loaded: Loaded, action: str, reason: str) -> dict[str, Any]:
     question = {"ask": "kill", "do": action, "reason": reason, "by": by}
     try:
         return ask(directory, question, _ANSWER_LIMIT_S)
-    except DaemonUnreachable:
-        if (directory / SOCKET_NAME).exists():
-            raise  # one is there and did not answer: writing behind its back would be lost
-    kept = bool(loaded.secrets.database_url) or (directory / STATE).exists()
+    except NobodyListens:  # one that accepts and does not answer is there: behind its back it would be lost
+        pass
+    kept = bool(loaded.secrets.database_url) or (directory / STATE_FILE).exists()
     if not kept:  # a wrong directory must not look like success
         raise DaemonUnreachable(
             f"no daemon answers and no state is kept at {directory}; name its data directory with --data-dir"
@@ -58,8 +56,6 @@ def _perform(loaded: Loaded, action: str, reason: str) -> dict[str, Any]:
 
 
 async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> dict[str, Any]:
-    from service.store.opening import open_state
-
     now_ms = WallClock().now_ms()
     with data_directory(loaded.settings) as directory:
         async with open_state(loaded, directory) as state:
