@@ -290,8 +290,17 @@ class VenueChecks:
         return passed(name, f"a test order of {quantity} {symbol} and the conditional orders' list")
 
     async def _private_stream(self) -> Check:
+        """Entering it proves nothing: a stream that does not open is tried again in the background."""
+        name = "private stream"
         async with self._exchange.user_stream(lambda event: None, lambda: None):
-            return passed("private stream", "a listen key is given and the connection stands")
+            problem = self._exchange.private_problem()
+        if problem:
+            return failed(
+                name,
+                f"not open within {self._access.settings.request_limit_s:g} s: {problem}",
+                "check exchange.stream_url, below which /private must be reachable; without it fills are seen late",
+            )
+        return passed(name, "a listen key is given and the connection stands")
 
 
 def _highest(brackets: Sequence[Bracket]) -> int:

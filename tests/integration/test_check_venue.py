@@ -37,6 +37,7 @@ async def checking(
     settings: Settings | None = None,
     deposit: str = "10000",
     key: str = "k",
+    limit_s: float = 5.0,
 ) -> AsyncIterator[VenueChecks]:
     options = ServerOptions(
         speed=1.0,
@@ -54,7 +55,7 @@ async def checking(
                 rest_url=f"http://127.0.0.1:{port}",
                 stream_url=f"ws://127.0.0.1:{port}",
                 wallet_url=f"http://127.0.0.1:{port}",
-                request_limit_s=5.0,
+                request_limit_s=limit_s,
             )
             access = Access(settings=address, clock=clock, api_key=key, api_secret="s" if key else "")
             yield VenueChecks(settings or Settings(market=MARKET), access)
@@ -166,6 +167,8 @@ BAD_KEY = {"code": -2015, "msg": "Invalid API-key, IP, or permissions for action
             "-5000",
         ),
         ("/fapi/v1/listenKey", (401, BAD_KEY), "private stream", "fail", "-2015"),
+        ("/fapi/v1/listenKey", (500, {}), "private stream", "fail", "HTTP 500"),
+        ("/private/ws", (500, {}), "private stream", "fail", "stream refused with HTTP 500"),
         ("/market/stream", silent_stream, "market stream", "fail", "sent nothing"),
         (
             "/fapi/v1/positionSide/dual",
@@ -217,7 +220,8 @@ async def test_each_failure_is_named_with_what_to_do(
     monkeypatch, path: str, answer: Override, name: str, verdict: str, words: str
 ):
     monkeypatch.setattr(venue_checks, "DELIVERY_LIMIT_S", 0.5)
-    async with checking({path: answer}) as checks:
+    limit_s = 1.5 if name == "private stream" else 5.0  # it is waited for to the end
+    async with checking({path: answer}, limit_s=limit_s) as checks:
         found = await checks.run()
     check = named(found, name)
     assert check.verdict == verdict
