@@ -44,6 +44,7 @@ class ExchangeSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields
     rest_url: str = "https://fapi.binance.com"
     stream_url: str = "wss://fstream.binance.com"
     wallet_url: str = "https://api.binance.com"
+    wallet_unknown_accepted: bool = False
     recv_window_ms: Annotated[int, Meta(ge=1, le=60_000)] = 5_000
     request_limit_s: Positive = 10.0
     weight_reserve_fraction: Fraction = 0.25

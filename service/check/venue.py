@@ -215,9 +215,7 @@ class VenueChecks:
         name = "key permissions"
         url = self._access.settings.wallet_url
         if not url:
-            return warned(
-                name, "exchange.wallet_url is empty: not looked at", "make sure that the key cannot withdraw"
-            )
+            return self._permissions_unknown(name)
         async with self._open(url) as wallet:
             may = await probes.key_permissions(wallet)
         if may.enable_withdrawals:
@@ -237,6 +235,19 @@ class VenueChecks:
                 "bind it to this machine's address: the venue deletes unbound trading keys",
             )
         return passed(name, "futures, no withdrawals, no transfers, bound to its addresses")
+
+    def _permissions_unknown(self, name: str) -> Check:
+        """Whether the key can withdraw is not known: real money is traded so only by an explicit word."""
+        empty = "exchange.wallet_url is empty"
+        if self._settings.run.mode == "live" and not self._access.settings.wallet_unknown_accepted:
+            return Check(
+                name,
+                Verdict.SKIP,
+                f"not looked at: {empty}, so whether the key can withdraw is not known",
+                "give exchange.wallet_url; where the venue has none, make sure that the key cannot withdraw "
+                "and set exchange.wallet_unknown_accepted = true",
+            )
+        return warned(name, f"{empty}: not looked at", "make sure that the key cannot withdraw")
 
     async def _account_modes(self) -> Check:
         name = "account modes"
@@ -298,7 +309,7 @@ class VenueChecks:
             return failed(
                 name,
                 f"not open within {self._access.settings.request_limit_s:g} s: {problem}",
-                "check exchange.stream_url, below which /private must be reachable; without it fills are seen late",
+                "check exchange.stream_url, below which /private must be reachable",
             )
         return passed(name, "a listen key is given and the connection stands")
 

@@ -17,14 +17,14 @@ import pytest
 from aiohttp import web
 
 from service.check import venue as venue_checks
-from service.check.result import Check, Verdict
+from service.check.result import Check, Verdict, failures
 from service.check.venue import VenueChecks
 from service.clock import ScaledClock
 from service.exchange.access import Access
 from service.exchange.simulated.engine import Assumptions
 from service.exchange.simulated.generator import generate
 from service.exchange.simulated.server import ServerOptions, serving
-from service.settings import ExchangeSettings, MarketSettings, Settings
+from service.settings import ExchangeSettings, MarketSettings, RunSettings, Settings
 
 Override = Callable[[web.Request], Awaitable[web.StreamResponse]] | tuple[int, Any]
 MARKET = MarketSettings(symbols=4, min_age_days=0.0)
@@ -230,6 +230,24 @@ async def test_each_failure_is_named_with_what_to_do(
     if name == "venue reachable":
         others = [c for c in found if c.name not in (name, "outbound address")]
         assert {c.verdict for c in others} == {Verdict.SKIP}
+
+
+@pytest.mark.parametrize(
+    ("mode", "accepted", "verdict"),
+    [("live", False, Verdict.SKIP), ("live", True, Verdict.WARN), ("sim", False, Verdict.WARN)],
+)
+async def test_live_needs_to_know_or_an_explicit_word_that_the_key_cannot_withdraw(mode, accepted, verdict):
+    settings = Settings(market=MARKET, run=RunSettings(mode=mode))
+    async with checking(settings=settings) as checks:
+        without = msgspec.structs.replace(
+            checks._access.settings, wallet_url="", wallet_unknown_accepted=accepted
+        )
+        checks._access = msgspec.structs.replace(checks._access, settings=without)
+        found = await checks.run()
+    check = named(found, "key permissions")
+    assert check.verdict is verdict
+    assert "cannot withdraw" in check.advice
+    assert [bad.name for bad in failures(found)] == (["key permissions"] if verdict is Verdict.SKIP else [])
 
 
 async def test_a_venue_that_is_away_fails():
