@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from decimal import Decimal
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import msgspec
@@ -121,7 +122,7 @@ class VenueChecks:
             return failed(name, f"no connection to {parts.hostname}: {error}", VenueError.advice)
         address: str = writer.get_extra_info("sockname")[0]
         writer.close()
-        return passed(name, f"{address}, as this machine sees it; bind the key to what the venue sees")
+        return outbound_address(address)
 
     async def _clock_offset(self) -> Check:
         clock = self._access.clock
@@ -316,3 +317,15 @@ class VenueChecks:
 
 def _highest(brackets: Sequence[Bracket]) -> int:
     return max((bracket.max_leverage for bracket in brackets), default=0)
+
+
+def outbound_address(address: str) -> Check:
+    """Args: address: of this end of a connection to the venue; one of this machine means a venue here."""
+    name, seen = "outbound address", ip_address(address)
+    if seen.is_global or seen.is_loopback:
+        return passed(name, f"{address}, as this machine sees it; bind the key to what the venue sees")
+    return warned(
+        name,
+        f"{address} is private: the venue sees another one, that of the router or platform in between",
+        "bind the key to the address that the venue sees, and have the platform keep it",
+    )

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from service.check import venue as venue_checks
 from service.check.result import Check, Verdict, failures
-from service.check.venue import VenueChecks
+from service.check.venue import VenueChecks, outbound_address
 from service.clock import ScaledClock
 from service.exchange.access import Access
 from service.exchange.simulated.engine import Assumptions
@@ -248,6 +248,25 @@ async def test_live_needs_to_know_or_an_explicit_word_that_the_key_cannot_withdr
     assert check.verdict is verdict
     assert "cannot withdraw" in check.advice
     assert [bad.name for bad in failures(found)] == (["key permissions"] if verdict is Verdict.SKIP else [])
+
+
+@pytest.mark.parametrize(
+    ("address", "verdict"),
+    [
+        ("10.1.2.3", "warn"),
+        ("192.168.0.4", "warn"),
+        ("100.64.0.9", "warn"),
+        ("fd12::1", "warn"),
+        ("fe80::1%eth0", "warn"),
+        ("8.8.8.8", "pass"),
+        ("2606:4700::1", "pass"),
+        ("127.0.0.1", "pass"),
+    ],
+)
+def test_a_private_address_is_a_warning_that_the_venue_sees_another(address: str, verdict: str):
+    check = outbound_address(address)
+    assert check.verdict == verdict
+    assert ("the venue sees another" in check.found) == (verdict == "warn")
 
 
 async def test_a_venue_that_is_away_fails():
