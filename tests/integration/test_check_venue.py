@@ -8,7 +8,9 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,14 +19,19 @@ import pytest
 from aiohttp import web
 
 from service.check import venue as venue_checks
+from service.check.command import _bans as kept_bans
+from service.check.command import _check as check_all
 from service.check.result import Check, Verdict, failures
 from service.check.venue import VenueChecks, outbound_address
 from service.clock import ScaledClock
 from service.exchange.access import Access
+from service.exchange.gate import Gate
 from service.exchange.simulated.engine import Assumptions
 from service.exchange.simulated.generator import generate
 from service.exchange.simulated.server import ServerOptions, serving
-from service.settings import ExchangeSettings, MarketSettings, RunSettings, Settings
+from service.settings import ExchangeSettings, MarketSettings, RunSettings, Settings, load
+from service.store.opening import STATE_FILE, open_state
+from service.store.sqlite import open_sqlite
 
 Override = Callable[[web.Request], Awaitable[web.StreamResponse]] | tuple[int, Any]
 MARKET = MarketSettings(symbols=4, min_age_days=0.0)
@@ -328,3 +335,66 @@ async def test_orders_that_rest_already_are_a_warning():
         found = await checks.run()
     check = named(found, "open orders")
     assert (check.verdict, check.found) == (Verdict.WARN, "1 orders rest, 0 positions are open")
+
+
+async def test_during_a_ban_nothing_is_asked_and_the_end_is_named():
+    asked: list[str] = []
+
+    async def count(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({}, status=418)
+
+    async with checking({"/fapi/v1/time": count}) as checks:
+        until_ms = checks._access.clock.now_ms() + 60_000
+        checks._gate = Gate(silent_until_ms=lambda host: until_ms)
+        found = await checks.run()
+    assert asked == []
+    assert len(found) == 13
+    assert found[0].verdict is Verdict.FAIL
+    assert f"{datetime.fromtimestamp(until_ms // 1000, UTC):%H:%M:%S} UTC" in found[0].found
+    assert {check.verdict for check in found[1:]} == {Verdict.SKIP}
+
+
+async def test_a_ban_that_a_check_meets_is_told_to_the_gate():
+    told: dict[str, int] = {}
+    banned = {"code": -1003, "msg": "banned until 4102444800000"}
+    async with checking({"/fapi/v1/time": (418, banned)}) as checks:
+        checks._gate = Gate(silenced=told.__setitem__)
+        found = await checks.run()
+    assert named(found, "venue reachable").verdict is Verdict.FAIL
+    assert list(told.values()) == [4102444800000]
+
+
+async def test_the_wallet_has_bans_of_its_own():
+    async with checking() as checks:
+        wallet = checks._access.settings.wallet_url.replace("127.0.0.1", "localhost")
+        settings = msgspec.structs.replace(checks._access.settings, wallet_url=wallet)
+        checks._access = msgspec.structs.replace(checks._access, settings=settings)
+        until_ms = checks._access.clock.now_ms() + 60_000
+        checks._gate = Gate(silent_until_ms=lambda host: until_ms if "localhost" in host else 0)
+        found = await checks.run()
+    [bad] = failures(found)
+    assert (bad.name, "localhost" in bad.found) == ("key permissions", True)
+
+
+async def test_the_command_knows_the_bans_of_the_state(tmp_path: Path):
+    async with open_sqlite(tmp_path / STATE_FILE) as store:
+        await store.save_ban("fapi.example", 4102444800000)
+    assert await kept_bans(load(None, {}), tmp_path) == {"fapi.example": 4102444800000}
+    assert await kept_bans(load(None, {}), tmp_path / "nothing here") == {}
+
+
+async def test_the_command_knows_the_bans_of_a_state_in_a_database(postgres, tmp_path: Path):
+    loaded = load(None, {"DATABASE_URL": postgres.url, "PERPD_SIM__SEED": "4000000"})
+    assert await kept_bans(loaded, tmp_path) == {}
+    async with open_state(loaded, tmp_path) as state:
+        await state.store.save_ban("fapi.example", 4102444800000)
+        assert await kept_bans(loaded, tmp_path) == {"fapi.example": 4102444800000}
+
+
+async def test_the_command_asks_nothing_of_a_venue_that_banned_this_address(tmp_path: Path):
+    flags = {"run.mode": "paper", "run.data_dir": str(tmp_path), "exchange.rest_url": "http://127.0.0.1:9"}
+    async with open_sqlite(tmp_path / STATE_FILE) as store:
+        await store.save_ban("127.0.0.1:9", 4102444800000)
+    found = await check_all(load(None, {}, flags), {})
+    assert "silence until 2100-01-01 00:00:00 UTC" in named(found, "venue reachable").found
