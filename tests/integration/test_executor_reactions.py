@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from service.clock import WallClock
 from service.errors import OrderOutcomeUnknown, OrderRejected, VenueCredentials, VenueError
@@ -257,3 +258,13 @@ async def test_an_exit_that_no_rule_explains_stays_refused(desk: Desk):
     desk.executor._closer._rules = fits
     assert not await desk.executor.close(position, CloseReason.EXIT)
     assert len(sent(desk, OrderPurpose.EXIT)) == 1
+
+
+@pytest.mark.parametrize("purpose", [OrderPurpose.ENTRY, OrderPurpose.STOP])
+async def test_an_order_at_the_wrong_endpoint_is_counted_and_an_alarm(desk: Desk, purpose: OrderPurpose):
+    desk.venue.before = {purpose: [OrderRejected("not supported here", code=-4120)]}
+    with capture_logs() as told:
+        await desk.executor.open(signal(), approved())
+        await quiet(desk)
+    assert desk.counts.counts["trading.orders_misrouted"] == 1
+    assert [e["log_level"] for e in told if "wrong endpoint" in e["event"]] == ["error"]
