@@ -183,7 +183,8 @@ async def _trade(
             if settings.run.mode == "live":
                 from service.check.command import require  # not needed for any other mode
 
-                await require(loaded, directory, venue.access)
+                gate = Gate(state.lease.may_send, bans.until_ms, bans.add)
+                await require(loaded, directory, venue.access, gate)
             cache = _feature_cache(loaded, venue.clock.speed, directory, monitor)
             opened = OpenDaemon(
                 settings,

@@ -13,6 +13,7 @@ PerpdError
   HistoryUnusable         exit 65: the archive or dataset holds nothing to work with
   CheckFailed             exit 77: live trading does not start, `perpd check` says what to do
   DaemonUnreachable       exit 69: no daemon answers on the data directory's control socket
+    NobodyListens         there is no socket, or one that a killed daemon left behind
   VenueError
     VenueUnavailable      nothing was sent, or only a read: retry with back-off and jitter
       VenueThrottled      429, 418, -1003, -1015: nothing more before `retry_at_ms`
@@ -136,6 +137,10 @@ class DaemonUnreachable(PerpdError):
     """No daemon answers on the data directory's control socket."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class NobodyListens(DaemonUnreachable):
+    """No socket, or a dead one: nobody accepts a connection."""
 
 
 class CacheUnavailable(PerpdError):

@@ -17,7 +17,6 @@ class Reaction(StrEnum):
     THROTTLED = "throttled"  # nothing was done: silence until the time that the venue names
     CLOCK = "clock"  # nothing was done: measure the venue's time, sign again, once
     CREDENTIALS = "credentials"  # key, permission, address or signature: no entries until a person looks
-    NEW_LISTEN_KEY = "new_listen_key"  # the private stream's key is gone: make another
 
     REFUSED = "refused"  # the venue said no: record its words, do not retry
     SKIP = "skip"  # not at this size or moment: leave the signal, no retry
@@ -48,7 +47,7 @@ REACTIONS: Mapping[int, Reaction] = MappingProxyType(
         -1021: Reaction.CLOCK,  # timestamp outside the receive window
         -1022: Reaction.CREDENTIALS,  # signature
         -1111: Reaction.REFRESH_RULES,  # precision
-        -1125: Reaction.NEW_LISTEN_KEY,
+        -1125: Reaction.REFUSED,  # the listen key is gone: its keeper makes another at any refusal
         -2010: Reaction.REFUSED,  # generic
         -2011: Reaction.LOOK_FOR_ORDER,  # cancel of an unknown order
         -2013: Reaction.LOOK_FOR_ORDER,  # no such order; proves nothing right after a time-out

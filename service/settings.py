@@ -44,6 +44,7 @@ class ExchangeSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields
     rest_url: str = "https://fapi.binance.com"
     stream_url: str = "wss://fstream.binance.com"
     wallet_url: str = "https://api.binance.com"
+    wallet_unknown_accepted: bool = False
     recv_window_ms: Annotated[int, Meta(ge=1, le=60_000)] = 5_000
     request_limit_s: Positive = 10.0
     weight_reserve_fraction: Fraction = 0.25
@@ -249,6 +250,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SMALLEST_SLOT_BYTES = 64
+VENUE_AHEAD_S = 1.0
+"""How far ahead of the venue's time it takes a timestamp: a request stays valid for so much longer."""
 ENVIRONMENT_PREFIX = "PERPD_"
 SECRET_NAMES = {
     "api_key": ("PERPD_API_KEY", "binance_key"),
@@ -289,7 +292,10 @@ def load(
     built = {name: record(**values[name]) for name, record in sections.items()}
     settings = Settings(**built)  # type: ignore[arg-type]
     _check_together(settings, sources)
-    return Loaded(settings=settings, sources=sources, secrets=_read_secrets(environment))
+    secrets = _read_secrets(environment)
+    if secrets.database_url and settings.run.mode == "live":
+        _check_lease(settings, sources)
+    return Loaded(settings=settings, sources=sources, secrets=secrets)
 
 
 def _source_name(source: str, dotted: str) -> str:
@@ -441,6 +447,20 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
     levels = settings.monitor.memory_levels
     if not levels[0] < levels[1] < levels[2]:
         fail("monitor.memory_levels", f"{list(levels)} must rise from elevated over high to critical")
+
+
+def _check_lease(settings: Settings, sources: Mapping[str, str]) -> None:
+    """The third of a lease in which a holder no longer sends must outlive whatever it sent last."""
+    lease_s, window_ms = settings.run.lease_s, settings.exchange.recv_window_ms
+    least_s = (window_ms / 1000 + VENUE_AHEAD_S) * 3
+    if lease_s > least_s:
+        return
+    source = sources.get("run.lease_s", "defaults")
+    raise SettingsInvalid(
+        f"{source}: run.lease_s: {lease_s:g} s is too short for exchange.recv_window_ms {window_ms}: a "
+        f"request stays valid at the venue for so long, and another perpd could trade meanwhile; "
+        f"set run.lease_s above {least_s:g}, or lower exchange.recv_window_ms"
+    )
 
 
 def _read_secrets(environment: Mapping[str, str]) -> Secrets:

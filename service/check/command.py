@@ -14,6 +14,7 @@ from service.check.venue import VenueChecks
 from service.directory import market_name
 from service.errors import EXIT_FAILURE, EXIT_OK, CheckFailed
 from service.exchange.access import Access, reaching
+from service.exchange.gate import Gate
 from service.logs import configure
 from service.settings import Loaded
 from service.store.opening import STATE_FILE
@@ -40,7 +41,10 @@ async def _check(loaded: Loaded, environment: Mapping[str, str]) -> list[Check]:
     # An embedded exchange keeps its account in a place of its own: a running daemon's is not disturbed.
     with tempfile.TemporaryDirectory(prefix="perpd-check-") as apart:
         async with reaching(loaded, Path(apart)) as access:
-            return checks + await _kept(loaded, directory) + await VenueChecks(settings, access).run()
+            checks += await _kept(loaded, directory)
+            bans = await _bans(loaded, directory)
+            gate = Gate(silent_until_ms=lambda host: bans.get(host, 0))
+            return checks + await VenueChecks(settings, access, gate).run()
 
 
 def check_here(loaded: Loaded, directory: Path, environment: Mapping[str, str]) -> list[Check]:
@@ -68,10 +72,22 @@ async def _kept(loaded: Loaded, directory: Path) -> list[Check]:
     return [await database.state(loaded)]
 
 
-async def require(loaded: Loaded, directory: Path, access: Access) -> None:
-    """Live trading starts only when nothing fails. Raises CheckFailed, naming what does."""
+async def _bans(loaded: Loaded, directory: Path) -> dict[str, int]:
+    """Bans that runs on this state were given, by host; see `store.bans`."""
+    if not loaded.secrets.database_url:
+        return await asyncio.to_thread(here.bans, directory / STATE_FILE)
+    from service.check import database
+
+    return await database.bans(loaded)
+
+
+async def require(loaded: Loaded, directory: Path, access: Access, gate: Gate) -> None:
+    """Live trading starts only when nothing fails. Raises CheckFailed, naming what does.
+
+    Args: gate: the daemon's, which knows of bans, hears of new ones and of the right to send.
+    """
     found = await asyncio.to_thread(check_here, loaded, directory, os.environ)
     found += await _kept(loaded, directory)
-    found += await VenueChecks(loaded.settings, access).run()
+    found += await VenueChecks(loaded.settings, access, gate).run()
     if bad := failures(found):
         raise CheckFailed("; ".join(f"{check.name}: {check.found}" for check in bad))

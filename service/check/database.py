@@ -30,3 +30,16 @@ async def state(loaded: Loaded) -> Check:
     if not version:
         return passed("state", f"none yet in {link.where}, it is made at the first start")
     return passed("state", f"schema {version} of {len(POSTGRES)} in {link.where}")
+
+
+async def bans(loaded: Loaded) -> dict[str, int]:
+    """Host to venue time until which it wants silence; none of a state that `state` fails."""
+    from service.store.postgres_link import Link
+
+    link = Link(loaded.secrets.database_url, schema_name(market_name(loaded.settings)), name="perpd check")
+    try:
+        return dict(await link.run(lambda db: db.fetch("select host, until_ms from bans")))
+    except PerpdError:
+        return {}
+    finally:
+        await link.close()

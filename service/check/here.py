@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from service.check.result import Check, failed, passed, warned
@@ -89,6 +90,17 @@ def state(file: Path) -> Check:
     if verdict != "ok":
         return failed(name, f"{file} is damaged: {verdict}", "restore it from a backup")
     return passed(name, f"schema {version} of {len(SQLITE)}, sound")
+
+
+def bans(file: Path) -> dict[str, int]:
+    """Host to venue time until which it wants silence; none of a state that `state` fails."""
+    if not file.exists():
+        return {}
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5)) as database:
+            return dict(database.execute("select host, until_ms from bans"))
+    except sqlite3.Error:
+        return {}
 
 
 def memory(settings: Settings) -> Check:

@@ -6,7 +6,9 @@ Each check says what it found in its own words; an error with a name is a failur
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import UTC, datetime
 from decimal import Decimal
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,6 +21,7 @@ from service.exchange.binance.account import OPEN_ALGO_ORDERS
 from service.exchange.binance.adapter import TIME, BinanceExchange
 from service.exchange.binance.codec import server_time
 from service.exchange.binance.rest import RestClient, open_rest, read
+from service.exchange.gate import OPEN, Gate
 from service.market.universe import select
 from service.records import Account, Bracket, Instrument, Ticker
 from service.settings import Settings
@@ -27,6 +30,7 @@ GOOD_OFFSET_MS, WORST_OFFSET_MS = 500, 1_000
 """The venue refuses a timestamp more than 1,000 ms ahead of its own."""
 DELIVERY_LIMIT_S = 10.0
 
+OUTBOUND = "outbound address"
 PUBLIC = ("clock", "universe", "minimum notionals", "market stream")
 PRIVATE = (
     "api key",
@@ -42,9 +46,11 @@ PRIVATE = (
 class VenueChecks:
     """Asks the venue, in an order in which each answer may need the ones before."""
 
-    def __init__(self, settings: Settings, access: Access) -> None:
+    def __init__(self, settings: Settings, access: Access, gate: Gate = OPEN) -> None:
+        """Args: gate: what is known of bans and of the right to send; nothing is asked during a ban."""
         self._settings = settings
         self._access = access
+        self._gate = gate
         self._private = bool(access.api_key)
         self._account: Account | None = None
         self._instruments: dict[str, Instrument] = {}
@@ -61,9 +67,11 @@ class VenueChecks:
                 self._access.clock,
                 self._settings.trading.stop_working_type,
             )
-            reachable = await self._checked("venue reachable", self._reachable)
-            checks = [reachable, await self._checked("outbound address", self._outbound)]
             names = PUBLIC + (PRIVATE if self._private else ())
+            if silent := self._silent("venue reachable", self._rest):
+                return [silent, *(skipped(name, "the venue wants silence") for name in (OUTBOUND, *names))]
+            reachable = await self._checked("venue reachable", self._reachable)
+            checks = [reachable, await self._checked(OUTBOUND, self._outbound)]
             if reachable.verdict is Verdict.FAIL:
                 return checks + [skipped(name, "the venue is not reachable") for name in names]
             for name in names:
@@ -77,6 +85,19 @@ class VenueChecks:
             self._access.clock,
             api_key=self._access.api_key,
             api_secret=self._access.api_secret,
+            gate=self._gate,
+        )
+
+    def _silent(self, name: str, client: RestClient) -> Check | None:
+        """A failure while the host wants silence: to ask during a ban makes it longer."""
+        until_ms = self._gate.silent_until_ms(client.host)
+        if until_ms <= self._access.clock.now_ms():
+            return None
+        until = f"{datetime.fromtimestamp(until_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return failed(
+            name,
+            f"{client.host} asked this address for silence until {until}; nothing was asked",
+            f"wait until {until}: asking earlier makes the ban longer",
         )
 
     def _checks(self) -> dict[str, Callable[[], Awaitable[Check]]]:
@@ -110,7 +131,7 @@ class VenueChecks:
 
     async def _outbound(self) -> Check:
         """The address we leave from. Behind a translating router the venue sees another one."""
-        name = "outbound address"
+        name = OUTBOUND
         parts = urlsplit(self._access.settings.rest_url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
@@ -121,7 +142,7 @@ class VenueChecks:
             return failed(name, f"no connection to {parts.hostname}: {error}", VenueError.advice)
         address: str = writer.get_extra_info("sockname")[0]
         writer.close()
-        return passed(name, f"{address}, as this machine sees it; bind the key to what the venue sees")
+        return outbound_address(address)
 
     async def _clock_offset(self) -> Check:
         clock = self._access.clock
@@ -215,10 +236,10 @@ class VenueChecks:
         name = "key permissions"
         url = self._access.settings.wallet_url
         if not url:
-            return warned(
-                name, "exchange.wallet_url is empty: not looked at", "make sure that the key cannot withdraw"
-            )
+            return self._permissions_unknown(name)
         async with self._open(url) as wallet:
+            if silent := self._silent(name, wallet):
+                return silent
             may = await probes.key_permissions(wallet)
         if may.enable_withdrawals:
             return failed(
@@ -237,6 +258,19 @@ class VenueChecks:
                 "bind it to this machine's address: the venue deletes unbound trading keys",
             )
         return passed(name, "futures, no withdrawals, no transfers, bound to its addresses")
+
+    def _permissions_unknown(self, name: str) -> Check:
+        """Whether the key can withdraw is not known: real money is traded so only by an explicit word."""
+        empty = "exchange.wallet_url is empty"
+        if self._settings.run.mode == "live" and not self._access.settings.wallet_unknown_accepted:
+            return Check(
+                name,
+                Verdict.SKIP,
+                f"not looked at: {empty}, so whether the key can withdraw is not known",
+                "give exchange.wallet_url; where the venue has none, make sure that the key cannot withdraw "
+                "and set exchange.wallet_unknown_accepted = true",
+            )
+        return warned(name, f"{empty}: not looked at", "make sure that the key cannot withdraw")
 
     async def _account_modes(self) -> Check:
         name = "account modes"
@@ -290,9 +324,30 @@ class VenueChecks:
         return passed(name, f"a test order of {quantity} {symbol} and the conditional orders' list")
 
     async def _private_stream(self) -> Check:
+        """Entering it proves nothing: a stream that does not open is tried again in the background."""
+        name = "private stream"
         async with self._exchange.user_stream(lambda event: None, lambda: None):
-            return passed("private stream", "a listen key is given and the connection stands")
+            problem = self._exchange.private_problem()
+        if problem:
+            return failed(
+                name,
+                f"not open within {self._access.settings.request_limit_s:g} s: {problem}",
+                "check exchange.stream_url, below which /private must be reachable",
+            )
+        return passed(name, "a listen key is given and the connection stands")
 
 
 def _highest(brackets: Sequence[Bracket]) -> int:
     return max((bracket.max_leverage for bracket in brackets), default=0)
+
+
+def outbound_address(address: str) -> Check:
+    """Args: address: of this end of a connection to the venue; one of this machine means a venue here."""
+    name, seen = OUTBOUND, ip_address(address)
+    if seen.is_global or seen.is_loopback:
+        return passed(name, f"{address}, as this machine sees it; bind the key to what the venue sees")
+    return warned(
+        name,
+        f"{address} is private: the venue sees another one, that of the router or platform in between",
+        "bind the key to the address that the venue sees, and have the platform keep it",
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from service.directory import market_name
-from service.errors import DaemonUnreachable
+from service.errors import DaemonUnreachable, NobodyListens
 from service.monitor.control import SOCKET_NAME, short_path
 from service.settings import Settings
 
@@ -19,7 +19,10 @@ def directory_of(settings: Settings) -> Path:
 
 
 def ask(directory: Path, question: dict[str, Any], limit_s: float) -> dict[str, Any]:
-    """The daemon's answer. Raises DaemonUnreachable: none runs there, it does not answer, or refuses."""
+    """The daemon's answer.
+
+    Raises: NobodyListens: no socket, or a dead one; DaemonUnreachable: it does not answer, or refuses.
+    """
     advice = "is it running? name its data directory with --data-dir"
     try:
         with short_path(directory) as path, socket.socket(socket.AF_UNIX) as connection:
@@ -30,9 +33,9 @@ def ask(directory: Path, question: dict[str, Any], limit_s: float) -> dict[str, 
                 line = stream.readline()
     except (OSError, TimeoutError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DaemonUnreachable(
-            f"no daemon answers at {directory / SOCKET_NAME}: {reason}; {advice}"
-        ) from None
+        nobody = isinstance(error, (ConnectionRefusedError, FileNotFoundError, NotADirectoryError))
+        unreachable = NobodyListens if nobody else DaemonUnreachable
+        raise unreachable(f"no daemon answers at {directory / SOCKET_NAME}: {reason}; {advice}") from None
     if not line:
         raise DaemonUnreachable(f"the daemon at {directory} ended the connection; ask again") from None
     answer: dict[str, Any] = json.loads(line)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from service.clock import boot_s
-from service.errors import LeaseLost
 
 SENDING_SHARE = 2 / 3  # of the lease, counted from the request that renewed it
 RENEWALS = 6  # tries within one lease
@@ -24,13 +23,6 @@ class Lease(Protocol):
     def may_send(self) -> str:
         """Why nothing may be sent now, or ''."""
         ...
-
-
-def check(lease: Lease) -> None:
-    """Raises LeaseLost when nothing may be sent now."""
-    why = lease.may_send()
-    if why:
-        raise LeaseLost(why)
 
 
 class LocalLease:

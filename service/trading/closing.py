@@ -24,7 +24,7 @@ from service.trading.books import Books
 from service.trading.orders import new_order
 from service.trading.protection import Failure
 from service.trading.sending import Rules, Sender
-from service.trading.sizing import on_tick
+from service.trading.sizing import on_grid, on_tick
 
 log = structlog.get_logger("trading.closing")
 
@@ -58,7 +58,8 @@ class Closer:
         finally:
             self.exiting.discard(name)
 
-    async def _exit(self, name: str) -> bool:
+    async def _exit(self, name: str, most: Decimal | None = None) -> bool:
+        """Args: most: what the venue takes in one order, where it refused the whole."""
         for order in self._books.working_orders():
             if order.position_id != name:
                 continue
@@ -76,12 +77,14 @@ class Closer:
             type=OrderType.MARKET,
             purpose=OrderPurpose.EXIT,
             position_id=name,
-            quantity=position.quantity,
+            quantity=position.quantity if most is None else min(position.quantity, most),
             reduce_only=True,
         )
         failure = await self._sender.send(request, new_order(request, self._clock.now_ms()))
         if failure is not None and failure.reaction is Reaction.LIMIT_INSTEAD:
             request, failure = await self._as_limit(position, request, failure)
+        elif failure is not None and failure.reaction is Reaction.REFRESH_RULES:
+            request, failure = await self._on_their_grid(position, request, failure)
         if failure is not None:
             self._books.changed.pop(request.client_order_id, None)
             log.error("exit refused", symbol=position.symbol, code=failure.code, detail=failure.detail)
@@ -89,7 +92,35 @@ class Closer:
                 self._books.reconcile_wanted.set()
             return False
         await self._sender.wait_filled(request.client_order_id)
-        return name not in self._books.positions
+        left = self._books.positions.get(name)
+        part = request.quantity or position.quantity
+        if left is not None and part < position.quantity and left.quantity < position.quantity:
+            return await self._exit(name, part)  # filled: the rest follows at once
+        return left is None
+
+    async def _on_their_grid(
+        self, position: Position, refused: OrderRequest, failure: Failure
+    ) -> tuple[OrderRequest, Failure | None]:
+        """As much of the exit as one market order may be by the venue's rules of now."""
+        try:
+            instrument = await self._rules(position.symbol)
+        except VenueError as error:
+            return refused, Failure(code=failure.code, detail=f"{failure.detail}; rules unknown: {error}")
+        whole = refused.quantity or position.quantity
+        fitted = whole if instrument is None else on_grid(whole, instrument)
+        if not 0 < fitted < whole:
+            return refused, failure
+        self._books.changed.pop(refused.client_order_id, None)
+        request = msgspec.structs.replace(
+            refused, client_order_id=await self._books.next_id(position.position_id, "exit"), quantity=fitted
+        )
+        log.warning(
+            "exit is more than one market order may be, closing in parts",
+            symbol=position.symbol,
+            quantity=str(whole),
+            part=str(fitted),
+        )
+        return request, await self._sender.send(request, new_order(request, self._clock.now_ms()))
 
     async def _as_limit(
         self, position: Position, refused: OrderRequest, failure: Failure

@@ -7,7 +7,7 @@ A store that cannot be written delays its latch and never its effect.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -20,6 +20,7 @@ from service.trading.bookkeeping import CONTRADICTIONS
 from service.trading.equity import MARKS, EquityWatch
 from service.trading.executor import Executor
 from service.trading.foreign import is_guest
+from service.trading.kill_request import REQUEST, with_request
 from service.trading.killswitch import (
     Level,
     Readings,
@@ -38,6 +39,12 @@ log = structlog.get_logger("trading.killswitch")
 KEY = "kill_switch"
 LOOK_EVERY_S = 1.0
 READ_EVERY_S = 5.0
+
+
+class Values(Protocol):
+    """What the switch is read from."""
+
+    async def get_value(self, key: str) -> str | None: ...
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -82,7 +89,10 @@ class KillSwitch:
     async def open(self) -> None:
         """Take up the latch of earlier runs. One that cannot be read stays tripped: it may have been."""
         self._text = await self._store.get_value(KEY) or ""
-        self.switch = decoded(self._text, self._clock.now_ms())
+        before = decoded(self._text, self._clock.now_ms())
+        request = await self._store.get_value(REQUEST) or ""
+        self.switch = with_request(before, request, self._clock.now_ms())
+        self._unsaved = self.switch != before
         if self.switch.trips:
             log.error("kill switch is tripped since an earlier run", why=self.switch.words)
 
@@ -138,7 +148,7 @@ class KillSwitch:
             await self._save()
 
     async def _read_again(self) -> None:
-        """Take up what another process wrote: the command on another host of the same store."""
+        """Take up what another process wrote; the command on another host of the same store does."""
         now_s = self._clock.monotonic_s()
         if self._unsaved or now_s < self._read_at_s + READ_EVERY_S:
             return
@@ -146,6 +156,7 @@ class KillSwitch:
         known = self._text
         try:
             text = await self._store.get_value(KEY)
+            request = await self._store.get_value(REQUEST) or ""
         except DataDirectoryUnusable as error:
             log.debug("the kill switch could not be read again", error=str(error))
             return
@@ -153,6 +164,10 @@ class KillSwitch:
         if text and text != known and not saved_meanwhile:
             log.warning("kill switch changed in the store by another process")
             await self._change(decoded(text, self._clock.now_ms()))
+        after = with_request(self.switch, request, self._clock.now_ms())
+        if after != self.switch:
+            log.warning("the kill switch is asked for by another process", request=request)
+            await self._change(after)
 
     async def _readings(self, executor: Executor) -> Readings:
         losses = await self._losses_in_a_row(executor)  # first: all that follows is of one moment
@@ -307,8 +322,10 @@ def decoded(text: str, now_ms: int) -> Switch:
         return tripped(Switch(), Level.NO_ENTRIES, f"its record cannot be read: {error}", "store", now_ms)
 
 
-async def read_switch(store: StateStore, now_ms: int) -> Switch:
-    return decoded(await store.get_value(KEY) or "", now_ms)
+async def read_switch(store: Values, now_ms: int) -> Switch:
+    """With what was asked for and not taken up yet."""
+    switch = decoded(await store.get_value(KEY) or "", now_ms)
+    return with_request(switch, await store.get_value(REQUEST) or "", now_ms)
 
 
 async def write_switch(store: StateStore, switch: Switch) -> None:

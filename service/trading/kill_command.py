@@ -1,7 +1,8 @@
 """`perpd stop-entries`, `reduce-only`, `flatten` and `resume`: the kill switch by hand.
 
 A running daemon is asked over its control socket and obeys at once. Where none runs, the switch is written
-into the store, and the next daemon starts with it.
+into the store, and the next daemon starts with it. Where one trades on another host of the same database, it
+is left a request there.
 """
 
 import argparse
@@ -9,27 +10,31 @@ import asyncio
 import getpass
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 from service.clock import WallClock
-from service.directory import data_directory, data_path
-from service.errors import EXIT_USAGE, DaemonUnreachable, DataDirectoryUnusable
+from service.directory import data_directory, data_path, marked_name, market_name
+from service.errors import EXIT_USAGE, DaemonUnreachable, DataDirectoryUnusable, LeaseHeld, NobodyListens
 from service.monitor.asking import ask
-from service.monitor.control import SOCKET_NAME
+from service.ports import StateStore
 from service.settings import Loaded
-from service.trading.halting import described, lift, read_switch, write_switch
-from service.trading.killswitch import Level, tripped
+from service.store.opening import STATE_FILE, open_state
+from service.trading.halting import KEY, READ_EVERY_S, decoded, described, lift, read_switch, write_switch
+from service.trading.kill_request import REQUEST, encoded_request
+from service.trading.killswitch import Level, Switch, tripped
 
-RESUME = "resume"
-STATE = "state.sqlite3"
+RESUME, SHOW = "resume", "show"
 _ANSWER_LIMIT_S = 15.0
+TAKEN_LIMIT_S = READ_EVERY_S + 10.0
+TAKEN_LOOK_S = 0.25
 
 
 def run(loaded: Loaded, args: argparse.Namespace, action: str) -> int:
     """Perform and print. Raises DaemonUnreachable, DataDirectoryUnusable, LeaseHeld."""
     if action == RESUME and not args.reason.strip():
-        state = _perform(loaded, "show", "")
+        state = _perform(loaded, SHOW, "")
         _print(state, args)
         print("nothing was lifted: say why with --reason TEXT")  # noqa: T201
         return EXIT_USAGE
@@ -43,10 +48,9 @@ def _perform(loaded: Loaded, action: str, reason: str) -> dict[str, Any]:
     question = {"ask": "kill", "do": action, "reason": reason, "by": by}
     try:
         return ask(directory, question, _ANSWER_LIMIT_S)
-    except DaemonUnreachable:
-        if (directory / SOCKET_NAME).exists():
-            raise  # one is there and did not answer: writing behind its back would be lost
-    kept = bool(loaded.secrets.database_url) or (directory / STATE).exists()
+    except NobodyListens:  # one that accepts and does not answer is there: behind its back it would be lost
+        pass
+    kept = bool(loaded.secrets.database_url) or (directory / STATE_FILE).exists()
     if not kept:  # a wrong directory must not look like success
         raise DaemonUnreachable(
             f"no daemon answers and no state is kept at {directory}; name its data directory with --data-dir"
@@ -58,21 +62,63 @@ def _perform(loaded: Loaded, action: str, reason: str) -> dict[str, Any]:
 
 
 async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> dict[str, Any]:
-    from service.store.opening import open_state
-
     now_ms = WallClock().now_ms()
-    with data_directory(loaded.settings) as directory:
-        async with open_state(loaded, directory) as state:
-            store = state.store
-            if action == RESUME:
-                switch = await lift(store, reason, by, now_ms)
-            else:
-                switch = await read_switch(store, now_ms)
-                if action != "show":
-                    switch = tripped(switch, Level(action), reason, by, now_ms)
-                    await write_switch(store, switch)
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(data_directory(loaded.settings))
+        except DataDirectoryUnusable:
+            if not _state_is_elsewhere(loaded):
+                raise
+            return await _beside_a_holder(loaded, action, reason, by, now_ms)
+        try:
+            async with open_state(loaded, directory) as state:
+                switch = await _written(state.store, action, reason, by, now_ms)
+        except LeaseHeld:
+            return await _beside_a_holder(loaded, action, reason, by, now_ms)
     closed = "nothing was closed, " if switch.level is Level.FLATTEN else ""
     return {**described(switch), "daemon": f"no daemon runs: {closed}it is in force from the next start"}
+
+
+def _state_is_elsewhere(loaded: Loaded) -> bool:
+    """The directory need not be ours for a state in a database, unless it says that other books are meant."""
+    books = marked_name(data_path(loaded.settings))
+    return bool(loaded.secrets.database_url) and books in ("", market_name(loaded.settings))
+
+
+async def _written(store: StateStore, action: str, reason: str, by: str, now_ms: int) -> Switch:
+    if action == RESUME:
+        return await lift(store, reason, by, now_ms)
+    switch = await read_switch(store, now_ms)
+    if action != SHOW:
+        switch = tripped(switch, Level(action), reason, by, now_ms)
+        await write_switch(store, switch)
+    return switch
+
+
+async def _beside_a_holder(loaded: Loaded, action: str, reason: str, by: str, now_ms: int) -> dict[str, Any]:
+    """Another perpd holds the lease: leave it a request, and see that it is taken up.
+
+    Raises: LeaseHeld: to resume; DaemonUnreachable: the request is kept and was not taken up in time.
+    """
+    from service.store.beside import open_beside
+
+    async with open_beside(loaded) as beside:
+        holder = f"{await beside.holder()}, by {beside.where}"
+        if action == RESUME:
+            raise LeaseHeld(f"{holder}: it trades; resume there, so that nothing is lifted behind its back")
+        if action == SHOW:
+            return {**described(await read_switch(beside, now_ms)), "daemon": f"trading: {holder}"}
+        request = encoded_request(Level(action), reason, by, now_ms)
+        await beside.put_unfenced(REQUEST, request)
+        for _ in range(int(TAKEN_LIMIT_S / TAKEN_LOOK_S)):
+            switch = decoded(await beside.get_value(KEY) or "", now_ms)
+            if switch.asked == request:
+                return {**described(switch), "daemon": f"taken up by {holder}"}
+            await asyncio.sleep(TAKEN_LOOK_S)
+    raise DaemonUnreachable(
+        f"{action} is written down and not taken up within {TAKEN_LIMIT_S:g} s by {holder}; it is in "
+        "force as soon as a perpd trades on this database; look there, and at the venue"
+    )
 
 
 def _print(state: dict[str, Any], args: argparse.Namespace) -> None:

@@ -77,6 +77,7 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
     resumed_ms: int = 0  # when a person last resumed; losses before that are forgiven
     resumed_by: str = ""
     resumed_reason: str = ""
+    asked: str = ""  # the newest request from beside the lease that is taken up; see `kill_request`
 
     @property
     def level(self) -> Level | None:
@@ -191,6 +192,8 @@ LOOKS: dict[Rule, Look] = {
 def looked(switch: Switch, now: Readings, kill: KillSettings, risk: RiskSettings, now_ms: int) -> Switch:
     """The switch after one look at the readings: what is over is dropped, what reached its limit is added."""
     findings = {rule: look(now, kill, risk) for rule, look in LOOKS.items()}
+    if now.marks is not None and now.marks.day != now_ms // DAY_MS:
+        findings[Rule.DAY_LOSS] = None  # the opening equity is another day's: it moves with the next cycle
     kept = tuple(trip for trip in switch.trips if not _over(trip, findings.get(trip.rule), kill, now_ms))
     known = {trip.rule for trip in kept}
     added = tuple(
@@ -238,7 +241,9 @@ def tripped(switch: Switch, level: Level, reason: str, by: str, now_ms: int) -> 
 
 def resumed(switch: Switch, reason: str, by: str, now_ms: int) -> Switch:
     """Lifted by a person, all of it; what was lost until now is forgiven."""
-    return Switch(trips=(), resumed_ms=max(now_ms, 1), resumed_by=by, resumed_reason=reason)
+    return msgspec.structs.replace(
+        switch, trips=(), resumed_ms=max(now_ms, 1), resumed_by=by, resumed_reason=reason
+    )
 
 
 def losses_in_a_row(closed: Sequence[Position], since_ms: int) -> int:

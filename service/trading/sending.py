@@ -150,6 +150,14 @@ class Sender:
         log.warning(
             "order refused", symbol=order.symbol, purpose=order.purpose, code=error.code, error=str(error)
         )
+        if error.reaction is Reaction.WRONG_ROUTE:
+            self._recorder.count("trading.orders_misrouted")
+            log.error(
+                "perpd spoke to the wrong endpoint, report this fault",
+                symbol=order.symbol,
+                purpose=order.purpose,
+                type=order.type,
+            )
         if error.reaction in BARS_ENTRIES or isinstance(error, VenueCredentials):
             self._books.bar_entries(str(error), BARS_ENTRIES.get(error.reaction, math.inf))
         return Failure(code=error.code, detail=f"{error.code}: {error}")

@@ -58,7 +58,7 @@ def size_position(
     loss_per_unit = loss_at_stop(Decimal(1), levels, taker_fee_fraction)
     wanted = equity * margin_fraction(signal.confidence, risk) * leverage / levels.entry
     bearable = equity * _decimal(risk.loss_fraction) / loss_per_unit
-    quantity = _on_grid(min(wanted, bearable, most_notional / levels.entry), instrument)
+    quantity = on_grid(min(wanted, bearable, most_notional / levels.entry), instrument)
     too_small = _below_minimum(quantity, levels.entry, instrument)
     if too_small:
         return too_small
@@ -130,7 +130,7 @@ def venue_levels(signal: Signal, instrument: Instrument) -> Levels | Refused:
 
 def fitted_quantity(quantity: Decimal, entry: Decimal, instrument: Instrument) -> Decimal | Refused:
     """A quantity decided on other rules, on the grid of these; never larger. Entry: for the notional."""
-    fitted = _on_grid(quantity, instrument)
+    fitted = on_grid(quantity, instrument)
     return _below_minimum(fitted, entry, instrument) or fitted
 
 
@@ -184,7 +184,7 @@ def _bracket_for(
     return granted, max(row.notional_cap for row in brackets if row.max_leverage >= granted)
 
 
-def _on_grid(quantity: Decimal, instrument: Instrument) -> Decimal:
+def on_grid(quantity: Decimal, instrument: Instrument) -> Decimal:
     """The largest market order not above `quantity`."""
     most = instrument.market_max_quantity or instrument.max_quantity
     step = max(instrument.market_step_size, instrument.step_size)

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from service.clock import ManualClock, WallClock
 from service.errors import (
@@ -391,6 +392,21 @@ async def test_the_margin_type_that_is_set_already_is_no_error_and_nothing_is_se
         await exchange.set_leverage("BTCUSDT", 7, "ISOLATED")
     assert [asked["leverage"] for asked in venue.asked("POST /fapi/v1/leverage")] == ["5", "7"]
     assert len(venue.asked("POST /fapi/v1/marginType")) == 1
+
+
+@pytest.mark.parametrize("code", [-4047, -4048])
+async def test_a_margin_type_that_cannot_change_now_is_told_and_the_leverage_set(venue: FakeVenue, code: int):
+    venue.prepare("POST /fapi/v1/marginType", refusal(code), refusal(-4046))
+    venue.prepare("POST /fapi/v1/leverage", web.json_response({"leverage": 5}))
+    async with opened(venue) as exchange:
+        with capture_logs() as told:
+            await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+        assert [(line["log_level"], line["event"]) for line in told] == [
+            ("warning", "margin type stays as it is")
+        ]
+        await exchange.set_leverage("BTCUSDT", 5, "ISOLATED")
+    assert len(venue.asked("POST /fapi/v1/marginType")) == 2  # not known to be set
+    assert len(venue.asked("POST /fapi/v1/leverage")) == 1
 
 
 async def test_a_refused_leverage_is_not_remembered_as_set(venue: FakeVenue):

@@ -8,7 +8,9 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,14 +19,19 @@ import pytest
 from aiohttp import web
 
 from service.check import venue as venue_checks
-from service.check.result import Check, Verdict
-from service.check.venue import VenueChecks
+from service.check.command import _bans as kept_bans
+from service.check.command import _check as check_all
+from service.check.result import Check, Verdict, failures
+from service.check.venue import VenueChecks, outbound_address
 from service.clock import ScaledClock
 from service.exchange.access import Access
+from service.exchange.gate import Gate
 from service.exchange.simulated.engine import Assumptions
 from service.exchange.simulated.generator import generate
 from service.exchange.simulated.server import ServerOptions, serving
-from service.settings import ExchangeSettings, MarketSettings, Settings
+from service.settings import ExchangeSettings, MarketSettings, RunSettings, Settings, load
+from service.store.opening import STATE_FILE, open_state
+from service.store.sqlite import open_sqlite
 
 Override = Callable[[web.Request], Awaitable[web.StreamResponse]] | tuple[int, Any]
 MARKET = MarketSettings(symbols=4, min_age_days=0.0)
@@ -37,6 +44,7 @@ async def checking(
     settings: Settings | None = None,
     deposit: str = "10000",
     key: str = "k",
+    limit_s: float = 5.0,
 ) -> AsyncIterator[VenueChecks]:
     options = ServerOptions(
         speed=1.0,
@@ -54,7 +62,7 @@ async def checking(
                 rest_url=f"http://127.0.0.1:{port}",
                 stream_url=f"ws://127.0.0.1:{port}",
                 wallet_url=f"http://127.0.0.1:{port}",
-                request_limit_s=5.0,
+                request_limit_s=limit_s,
             )
             access = Access(settings=address, clock=clock, api_key=key, api_secret="s" if key else "")
             yield VenueChecks(settings or Settings(market=MARKET), access)
@@ -166,6 +174,8 @@ BAD_KEY = {"code": -2015, "msg": "Invalid API-key, IP, or permissions for action
             "-5000",
         ),
         ("/fapi/v1/listenKey", (401, BAD_KEY), "private stream", "fail", "-2015"),
+        ("/fapi/v1/listenKey", (500, {}), "private stream", "fail", "HTTP 500"),
+        ("/private/ws", (500, {}), "private stream", "fail", "stream refused with HTTP 500"),
         ("/market/stream", silent_stream, "market stream", "fail", "sent nothing"),
         (
             "/fapi/v1/positionSide/dual",
@@ -217,7 +227,8 @@ async def test_each_failure_is_named_with_what_to_do(
     monkeypatch, path: str, answer: Override, name: str, verdict: str, words: str
 ):
     monkeypatch.setattr(venue_checks, "DELIVERY_LIMIT_S", 0.5)
-    async with checking({path: answer}) as checks:
+    limit_s = 1.5 if name == "private stream" else 5.0  # it is waited for to the end
+    async with checking({path: answer}, limit_s=limit_s) as checks:
         found = await checks.run()
     check = named(found, name)
     assert check.verdict == verdict
@@ -226,6 +237,43 @@ async def test_each_failure_is_named_with_what_to_do(
     if name == "venue reachable":
         others = [c for c in found if c.name not in (name, "outbound address")]
         assert {c.verdict for c in others} == {Verdict.SKIP}
+
+
+@pytest.mark.parametrize(
+    ("mode", "accepted", "verdict"),
+    [("live", False, Verdict.SKIP), ("live", True, Verdict.WARN), ("sim", False, Verdict.WARN)],
+)
+async def test_live_needs_to_know_or_an_explicit_word_that_the_key_cannot_withdraw(mode, accepted, verdict):
+    settings = Settings(market=MARKET, run=RunSettings(mode=mode))
+    async with checking(settings=settings) as checks:
+        without = msgspec.structs.replace(
+            checks._access.settings, wallet_url="", wallet_unknown_accepted=accepted
+        )
+        checks._access = msgspec.structs.replace(checks._access, settings=without)
+        found = await checks.run()
+    check = named(found, "key permissions")
+    assert check.verdict is verdict
+    assert "cannot withdraw" in check.advice
+    assert [bad.name for bad in failures(found)] == (["key permissions"] if verdict is Verdict.SKIP else [])
+
+
+@pytest.mark.parametrize(
+    ("address", "verdict"),
+    [
+        ("10.1.2.3", "warn"),
+        ("192.168.0.4", "warn"),
+        ("100.64.0.9", "warn"),
+        ("fd12::1", "warn"),
+        ("fe80::1%eth0", "warn"),
+        ("8.8.8.8", "pass"),
+        ("2606:4700::1", "pass"),
+        ("127.0.0.1", "pass"),
+    ],
+)
+def test_a_private_address_is_a_warning_that_the_venue_sees_another(address: str, verdict: str):
+    check = outbound_address(address)
+    assert check.verdict == verdict
+    assert ("the venue sees another" in check.found) == (verdict == "warn")
 
 
 async def test_a_venue_that_is_away_fails():
@@ -287,3 +335,66 @@ async def test_orders_that_rest_already_are_a_warning():
         found = await checks.run()
     check = named(found, "open orders")
     assert (check.verdict, check.found) == (Verdict.WARN, "1 orders rest, 0 positions are open")
+
+
+async def test_during_a_ban_nothing_is_asked_and_the_end_is_named():
+    asked: list[str] = []
+
+    async def count(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({}, status=418)
+
+    async with checking({"/fapi/v1/time": count}) as checks:
+        until_ms = checks._access.clock.now_ms() + 60_000
+        checks._gate = Gate(silent_until_ms=lambda host: until_ms)
+        found = await checks.run()
+    assert asked == []
+    assert len(found) == 13
+    assert found[0].verdict is Verdict.FAIL
+    assert f"{datetime.fromtimestamp(until_ms // 1000, UTC):%H:%M:%S} UTC" in found[0].found
+    assert {check.verdict for check in found[1:]} == {Verdict.SKIP}
+
+
+async def test_a_ban_that_a_check_meets_is_told_to_the_gate():
+    told: dict[str, int] = {}
+    banned = {"code": -1003, "msg": "banned until 4102444800000"}
+    async with checking({"/fapi/v1/time": (418, banned)}) as checks:
+        checks._gate = Gate(silenced=told.__setitem__)
+        found = await checks.run()
+    assert named(found, "venue reachable").verdict is Verdict.FAIL
+    assert list(told.values()) == [4102444800000]
+
+
+async def test_the_wallet_has_bans_of_its_own():
+    async with checking() as checks:
+        wallet = checks._access.settings.wallet_url.replace("127.0.0.1", "localhost")
+        settings = msgspec.structs.replace(checks._access.settings, wallet_url=wallet)
+        checks._access = msgspec.structs.replace(checks._access, settings=settings)
+        until_ms = checks._access.clock.now_ms() + 60_000
+        checks._gate = Gate(silent_until_ms=lambda host: until_ms if "localhost" in host else 0)
+        found = await checks.run()
+    [bad] = failures(found)
+    assert (bad.name, "localhost" in bad.found) == ("key permissions", True)
+
+
+async def test_the_command_knows_the_bans_of_the_state(tmp_path: Path):
+    async with open_sqlite(tmp_path / STATE_FILE) as store:
+        await store.save_ban("fapi.example", 4102444800000)
+    assert await kept_bans(load(None, {}), tmp_path) == {"fapi.example": 4102444800000}
+    assert await kept_bans(load(None, {}), tmp_path / "nothing here") == {}
+
+
+async def test_the_command_knows_the_bans_of_a_state_in_a_database(postgres, tmp_path: Path):
+    loaded = load(None, {"DATABASE_URL": postgres.url, "PERPD_SIM__SEED": "4000000"})
+    assert await kept_bans(loaded, tmp_path) == {}
+    async with open_state(loaded, tmp_path) as state:
+        await state.store.save_ban("fapi.example", 4102444800000)
+        assert await kept_bans(loaded, tmp_path) == {"fapi.example": 4102444800000}
+
+
+async def test_the_command_asks_nothing_of_a_venue_that_banned_this_address(tmp_path: Path):
+    flags = {"run.mode": "paper", "run.data_dir": str(tmp_path), "exchange.rest_url": "http://127.0.0.1:9"}
+    async with open_sqlite(tmp_path / STATE_FILE) as store:
+        await store.save_ban("127.0.0.1:9", 4102444800000)
+    found = await check_all(load(None, {}, flags), {})
+    assert "silence until 2100-01-01 00:00:00 UTC" in named(found, "venue reachable").found

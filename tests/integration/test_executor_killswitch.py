@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -12,13 +13,14 @@ import msgspec
 import pytest
 
 from service.clock import WallClock
-from service.errors import DaemonUnreachable, OrderRejected, VenueUnavailable
+from service.directory import locked
+from service.errors import DaemonUnreachable, DataDirectoryUnusable, OrderRejected, VenueUnavailable
 from service.monitor.by_hand import answer_by_hand
-from service.monitor.control import BadQuestion, controlling
+from service.monitor.control import SOCKET_NAME, BadQuestion, controlling
 from service.records import OrderPurpose, Position, RefusalReason
 from service.settings import KillSettings, Loaded, RiskSettings, RunSettings, Secrets, Settings
 from service.store.sqlite import open_sqlite
-from service.trading import halting
+from service.trading import halting, kill_command
 from service.trading.equity import MARKS, EquityWatch
 from service.trading.halting import KEY, KillSwitch, Surroundings, read_switch
 from service.trading.kill_command import run
@@ -291,6 +293,31 @@ def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
     code, state = command(tmp_path, "resume", "back", capsys)
     assert (code, state["level"], state["resumed"]["reason"]) == (0, "free", "back")
     assert asyncio.run(stored())[0] is None
+
+
+def test_the_socket_of_a_killed_daemon_is_no_daemon(tmp_path: Path, capsys):
+    asyncio.run(kept_state(tmp_path))
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / SOCKET_NAME))
+    code, state = command(tmp_path, "flatten", "it was killed", capsys)
+    assert (code, state["level"]) == (0, "flatten")
+    assert "from the next start" in state["daemon"]
+
+
+def test_a_live_daemon_whose_socket_is_gone_is_not_written_behind(tmp_path: Path, capsys):
+    asyncio.run(kept_state(tmp_path))
+    with locked(tmp_path), pytest.raises(DataDirectoryUnusable, match="held by another perpd"):
+        command(tmp_path, "flatten", "now", capsys)
+
+
+def test_one_that_accepts_and_does_not_answer_is_told_as_such(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(kill_command, "_ANSWER_LIMIT_S", 0.05)
+    asyncio.run(kept_state(tmp_path))
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / SOCKET_NAME))
+        mute.listen()
+        with pytest.raises(DaemonUnreachable, match="no daemon answers"):
+            command(tmp_path, "flatten", "now", capsys)
 
 
 def test_a_directory_where_nothing_is_kept_is_an_error_and_stays_as_it_is(tmp_path: Path, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from service.clock import WallClock
 from service.errors import OrderOutcomeUnknown, OrderRejected, VenueCredentials, VenueError
@@ -207,3 +208,63 @@ async def test_an_order_that_is_denied_is_found_by_its_executions(desk: Desk):
     await quiet(desk)
     assert position.entry_price == 100
     assert await desk.equal()
+
+
+def taking_at_most(venue: Venue, most: str, code: int, step: str = "0.5") -> None:
+    """The venue refuses larger market exits, and those off the step."""
+    place = venue.place
+
+    async def limited(request):
+        if request.purpose is OrderPurpose.EXIT and (
+            request.quantity > Decimal(most) or request.quantity % Decimal(step)
+        ):
+            venue.sent.append(request)
+            raise OrderRejected("quantity", code=code)
+        return await place(request)
+
+    venue.place = limited
+
+
+@pytest.mark.parametrize("code", [-4005, -4003, -1111])
+async def test_an_exit_above_the_largest_market_order_is_closed_in_parts(tmp_path: Path, code: int):
+    async def rules(symbol: str) -> Instrument:
+        return msgspec.structs.replace(
+            RULES,
+            step_size=Decimal("0.5"),
+            market_step_size=Decimal("0.5"),
+            market_max_quantity=Decimal("0.75"),
+        )
+
+    async with desk_at(tmp_path, Venue(), rules=rules) as desk:
+        position = await opened(desk)
+        taking_at_most(desk.venue, "0.75", code)
+        assert await desk.executor.close(position, CloseReason.EXIT)
+        await quiet(desk)
+        exits = [r.quantity for r in desk.venue.sent if r.purpose is OrderPurpose.EXIT]
+        assert exits == [Decimal(2), *[Decimal("0.5")] * 4]
+        assert desk.venue.held == {}
+        assert await desk.venue.open_orders() == []
+        assert await desk.equal()
+
+
+async def test_an_exit_that_no_rule_explains_stays_refused(desk: Desk):
+    position = await opened(desk)
+    desk.venue.before = {OrderPurpose.EXIT: [OrderRejected("quantity", code=-4003)]}
+    half = msgspec.structs.replace(RULES, step_size=Decimal("0.5"), market_step_size=Decimal("0.5"))
+
+    async def fits(symbol: str) -> Instrument:
+        return half
+
+    desk.executor._closer._rules = fits
+    assert not await desk.executor.close(position, CloseReason.EXIT)
+    assert len(sent(desk, OrderPurpose.EXIT)) == 1
+
+
+@pytest.mark.parametrize("purpose", [OrderPurpose.ENTRY, OrderPurpose.STOP])
+async def test_an_order_at_the_wrong_endpoint_is_counted_and_an_alarm(desk: Desk, purpose: OrderPurpose):
+    desk.venue.before = {purpose: [OrderRejected("not supported here", code=-4120)]}
+    with capture_logs() as told:
+        await desk.executor.open(signal(), approved())
+        await quiet(desk)
+    assert desk.counts.counts["trading.orders_misrouted"] == 1
+    assert [e["log_level"] for e in told if "wrong endpoint" in e["event"]] == ["error"]

@@ -114,3 +114,25 @@ def test_the_live_file_does_not_confirm_itself():
     live = tomllib.loads((CONFIG / "live.toml").read_text())
     assert live["run"]["mode"] == "live"
     assert live["run"]["live_confirmed"] is False
+
+
+LIVE_ON_A_DATABASE = {"DATABASE_URL": "postgresql://a:b@h/d", "PERPD_RUN__MODE": "live"}
+
+
+@pytest.mark.parametrize(
+    ("lease_s", "window_ms", "least"),
+    [("18", "5000", "above 18"), ("30", "60000", "above 183"), ("2", "1", "above 3.003")],
+)
+def test_a_lease_that_its_last_request_outlives_is_refused_with_the_numbers(lease_s, window_ms, least):
+    given = {"PERPD_RUN__LEASE_S": lease_s, "PERPD_EXCHANGE__RECV_WINDOW_MS": window_ms}
+    with pytest.raises(SettingsInvalid) as caught:
+        load(None, LIVE_ON_A_DATABASE | given)
+    for word in ("PERPD_RUN__LEASE_S", f"{lease_s} s is too short", window_ms, least):
+        assert word in str(caught.value)
+    load(None, given)  # SQLite: no other perpd can take over
+    load(None, LIVE_ON_A_DATABASE | given | {"PERPD_RUN__MODE": "sim"})  # no venue, no money
+
+
+def test_the_defaults_hold_on_a_database():
+    load(None, LIVE_ON_A_DATABASE)
+    load(None, LIVE_ON_A_DATABASE | {"PERPD_RUN__LEASE_S": "18.1"})

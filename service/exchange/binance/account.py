@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import msgspec
+import structlog
 
 from service.errors import OrderOutcomeUnknown, OrderRejected, RequestRejected, VenueMalformed
 from service.exchange.binance import codec
@@ -25,6 +26,8 @@ from service.records import (
     OrderStatus,
     OrderType,
 )
+
+log = structlog.get_logger("exchange.binance")
 
 INCOME_PAGE_ROWS = 1_000
 INCOME_PAGES = 100
@@ -111,18 +114,23 @@ class AccountCalls:
     async def set_leverage(self, symbol: str, leverage: int, margin_type: str) -> None:
         """Set what differs from what we last set. Raises RequestRejected, VenueUnavailable."""
         known_leverage, known_margin = self._leverage.pop(symbol, (0, ""))
-        if known_margin != margin_type:
-            await self._set_margin_type(symbol, margin_type)
+        if known_margin != margin_type and not await self._set_margin_type(symbol, margin_type):
+            margin_type = known_margin  # asked for again with the next order
         if known_leverage != leverage:
             await self._transport.send(SET_LEVERAGE, {"symbol": symbol, "leverage": str(leverage)})
         self._leverage[symbol] = (leverage, margin_type)
 
-    async def _set_margin_type(self, symbol: str, margin_type: str) -> None:
+    async def _set_margin_type(self, symbol: str, margin_type: str) -> bool:
+        """False where the venue changes nothing while an order or a position is open there."""
         try:
             await self._transport.send(SET_MARGIN_TYPE, {"symbol": symbol, "marginType": margin_type})
         except RequestRejected as error:
+            if error.reaction is Reaction.CANNOT_CHANGE:
+                log.warning("margin type stays as it is", symbol=symbol, wanted=margin_type, error=str(error))
+                return False
             if error.reaction is not Reaction.DONE:
                 raise
+        return True
 
     async def place(self, request: OrderRequest) -> Order:
         """Send one order; see the port. The answer to a plain order never says what was filled."""

@@ -188,6 +188,13 @@ class BinanceExchange(AccountCalls):
         if self._recorder is not None:
             self._recorder.count("exchange.streams_silent")
 
+    def private_problem(self) -> str:
+        """Why the private stream that was entered is not open, or ''."""
+        if self._private is None:
+            return "not asked for"
+        supervisor = self._private.supervisor
+        return "" if supervisor.open.is_set() else supervisor.problem or "no answer in time"
+
     async def _new_key(self) -> str:
         return codec.listen_key.decode(await self._rest.send(NEW_KEY, {})).listen_key
 

@@ -41,8 +41,6 @@ class Refusal(msgspec.Struct, frozen=True):
 STATUS_REACTIONS: dict[int, Reaction] = {
     401: Reaction.CREDENTIALS,
     408: Reaction.UNKNOWN,
-    418: Reaction.THROTTLED,
-    429: Reaction.THROTTLED,
 }
 """Consulted where the body carries no code. 5xx leave the outcome unknown."""
 

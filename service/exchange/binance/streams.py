@@ -224,6 +224,7 @@ class Supervisor:
         self._renew_after_s = renew_after_s
         self._missed = False
         self.open = asyncio.Event()
+        self.problem = ""  # why the newest attempt to open it failed
         self.reconnects = 0
 
     def entered_late(self) -> None:
@@ -245,6 +246,7 @@ class Supervisor:
                 continue
             except VenueError as error:
                 failures += 1
+                self.problem = str(error)
                 log.warning("stream not open", stream=self._name, error=str(error), failures=failures)
                 await self._pause(failures)
                 continue

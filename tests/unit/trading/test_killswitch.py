@@ -121,8 +121,13 @@ def test_a_trip_is_latched_when_its_cause_is_gone():
 def test_the_days_loss_ends_with_the_utc_day_and_the_drawdown_does_not():
     switch = after(with_(equity=650.0), at_ms=DAY_MS - 1)
     assert {trip.rule for trip in switch.trips} == {Rule.DAY_LOSS, Rule.DRAWDOWN}
-    next_day = looked(switch, CALM, KILL, RISK, DAY_MS)
+    before_the_marks_move = looked(switch, with_(equity=650.0), KILL, RISK, DAY_MS)
+    assert [trip.rule for trip in before_the_marks_move.trips] == [Rule.DRAWDOWN]
+    moved = msgspec.structs.replace(MARKS, day=1, day_start=650.0)
+    next_day = looked(before_the_marks_move, with_(equity=650.0, marks=moved), KILL, RISK, DAY_MS + 1)
     assert [trip.rule for trip in next_day.trips] == [Rule.DRAWDOWN]
+    lost_again = looked(next_day, with_(equity=500.0, marks=moved), KILL, RISK, DAY_MS + 2)
+    assert {trip.rule for trip in lost_again.trips} == {Rule.DAY_LOSS, Rule.DRAWDOWN}
 
 
 @pytest.mark.parametrize(
