@@ -31,6 +31,7 @@ from service.archive.segments import (
     open_segment,
     parquets,
     recover,
+    remove_segment,
     segment_path,
     sync_file,
     utc_day,
@@ -414,9 +415,14 @@ class DataArchiver:
                 raise OSError("the segment could not be synced")
             await asyncio.sleep(0)
         await self._close_file(stream)
-        if stream.path is not None and stream.size_bytes:
+        if stream.path is None:
+            return
+        if stream.size_bytes:
             self._ended.append((stream.path, stream.name))
             self._unsynced.set()
+        else:  # the next one has the same number
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._threads.write, remove_segment, stream.path)
 
     async def _close_file(self, stream: Stream) -> None:
         file, stream.file = stream.file, None

@@ -1,6 +1,7 @@
 """Segments after they ended: sealed, compacted, verified, queried, pruned; and what damage does to them."""
 # ruff: noqa: PT012 - what is under test is the end of a block
 
+import asyncio
 import errno
 import json
 import os
@@ -22,7 +23,7 @@ from service.archive.manifest import manifest_path, read_manifest
 from service.archive.query import QueryFailed, query
 from service.archive.retention import mark_seen, plan, prune
 from service.archive.schema import Change, SchemaNewer
-from service.archive.segments import parquets, segments
+from service.archive.segments import parquets, recover, segment_path, segments
 from service.archive.tail import ConditionInvalid, condition, tail
 from service.archive.verification import StreamReport, verify
 from service.bench.archive import example_signal
@@ -102,6 +103,57 @@ async def test_compaction_keeps_every_record_typed_and_removes_the_lines(tmp_pat
     assert {(row["type"], row["same"]) for row in rows} == {("DECIMAL(38,18)", True)}
     async with archiving(directory, ArchiveSettings(), ManualClock(9 * DAY_MS), drain_limit_s=5) as archive:
         assert archive.statistics().streams["adjustments"].sequence == 60
+
+
+def left_empty(directory: Path, day: str, first: int, content: bytes = b"") -> Path:
+    """The newest segment as a crash leaves it: begun, and nothing whole in it."""
+    path = segment_path(directory, "adjustments", day, first)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("content", [b"", b'{"v":1,"seq":5,"arch'])
+@pytest.mark.parametrize("day", [1, 2, 3])  # that of the records before, of the empty segment, another
+async def test_a_compaction_never_takes_the_segment_that_is_written_to(
+    tmp_path: Path, content: bytes, day: int
+) -> None:
+    await record(tmp_path, days=1, each=4)
+    left_empty(tmp_path, "1970-01-03", 5, content)
+    settings = ArchiveSettings(flush_after_s=1e6, journal_bytes=65_536, buffer_records=2)
+    async with archiving(tmp_path, settings, ManualClock(day * DAY_MS), drain_limit_s=5) as archive:
+        await archive.put("adjustments", adjustment(5))
+        await archive.put("adjustments", adjustment(6))
+        async with asyncio.timeout(10):
+            while archive.archived["adjustments"] < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        assert compact(tmp_path).records == 4
+        for number in range(7, 11):
+            await archive.put("adjustments", adjustment(number))
+    compact(tmp_path, newest=True)
+    whole = report(tmp_path)
+    assert (whole.records, whole.first, whole.last, whole.findings) == (10, 1, 10, [])
+
+
+async def test_numbers_go_on_behind_what_is_compacted_though_an_older_segment_is_not(tmp_path: Path) -> None:
+    await record(tmp_path, days=2, each=10)
+    first, second = segments(tmp_path, "adjustments")
+    assert compact_one(tmp_path, second, "adjustments", 128) is not None
+    left_empty(tmp_path, "1970-01-04", 21)
+    assert first.exists()
+    tail = recover(tmp_path, "adjustments")
+    assert (tail.next_sequence, tail.size_bytes) == (21, 0)
+
+
+def test_of_two_segments_with_one_number_the_empty_one_is_older(tmp_path: Path) -> None:
+    for day, other in (("1970-01-03", "1970-01-09"), ("1970-01-09", "1970-01-03")):
+        directory = tmp_path / day
+        left_empty(directory, day, 1)
+        written = left_empty(directory, other, 1, b'{"v":1,"seq":1,"archived_ms":0}\n')
+        assert segments(directory, "adjustments")[-1] == written
+        assert compaction.finished(directory, "adjustments") == [
+            segment_path(directory, "adjustments", day, 1)
+        ]
 
 
 async def test_an_archive_that_is_all_compacted_goes_on_with_the_next_number(tmp_path: Path) -> None:
