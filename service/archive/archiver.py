@@ -202,8 +202,10 @@ class DataArchiver:
                 file = await self._active(stream, sequence)
                 await file.write(line)
                 await file.sync()
-            except OSError:
+            except BaseException:
+                # Cancelled, it would leave a record whose number the next one has too.
                 await self._discard_file(stream)
+                await self._cut(stream)
                 raise
             stream.next_sequence = sequence + 1
             stream.received += 1
@@ -414,9 +416,12 @@ class DataArchiver:
             if stream.behind:
                 raise OSError("the segment could not be synced")
             await asyncio.sleep(0)
-        await self._close_file(stream)
         if stream.path is None:
             return
+        if stream.file is None and stream.path.exists():
+            # What a refused write left behind the durable end is written anew, to the next one.
+            stream.file = await self._open_segment(stream.path, stream.size_bytes, self._threads)
+        await self._close_file(stream)
         if stream.size_bytes:
             self._ended.append((stream.path, stream.name))
             self._unsynced.set()
@@ -427,12 +432,18 @@ class DataArchiver:
     async def _close_file(self, stream: Stream) -> None:
         file, stream.file = stream.file, None
         if file is not None:
-            await file.close()
+            await asyncio.shield(file.close())
 
     async def _discard_file(self, stream: Stream) -> None:
         """The file's end is unknown: it is opened anew and cut to what is durable."""
         with contextlib.suppress(OSError):
             await self._close_file(stream)
+
+    async def _cut(self, stream: Stream) -> None:
+        """Open the segment anew now rather than with the next record, which may never come."""
+        if stream.path is not None:
+            with contextlib.suppress(OSError):
+                stream.file = await self._open_segment(stream.path, stream.size_bytes, self._threads)
 
     # -- when the disk refuses, and after a kill
 

@@ -503,6 +503,45 @@ async def test_a_long_record_waits_for_a_disk_that_refuses_and_keeps_its_place(t
     assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_long_record_that_is_cancelled_leaves_nothing_and_its_number_to_the_next(
+    tmp_path: Path, again: bool
+) -> None:
+    disk = Disk()
+    async with archiving(
+        tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        await archive.put("orders", adjustment(0, reason="x" * 2_000_000))
+        disk.fault = "hang sync"
+        putting = asyncio.create_task(archive.put("orders", adjustment(1, reason="x" * 2_000_000)))
+        await until(lambda: len(disk.writes) == 2)
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        disk.fault = ""
+        assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == ["0"]
+        if again:
+            await archive.put("orders", adjustment(2, reason="x" * 2_000_000))
+    kept = [(line["seq"], line["adjustment_id"]) for line in lines(tmp_path, "orders")]
+    assert kept == [(1, "0"), (2, "2")][: 1 + again]
+
+
+async def test_what_a_refused_sync_left_at_the_end_of_a_day_is_not_repeated_on_the_next(
+    tmp_path: Path,
+) -> None:
+    clock, disk = ManualClock(DAY_MS), Disk()
+    async with archiving(tmp_path, NEVER_BY_AGE, clock, drain_limit_s=5, open_segment=disk.open) as archive:
+        await put_many(archive, range(50))
+        await until(lambda: archive.archived["orders"] == 50)
+        disk.fault = "sync"
+        await put_many(archive, range(50, 100))
+        await until(lambda: not archive.writable)
+        clock.advance_to(2 * DAY_MS)
+        disk.fault = ""
+        await until(lambda: archive.writable)
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == list(range(1, 101))
+
+
 async def test_nan_and_the_infinities_are_kept_as_null(tmp_path: Path) -> None:
     class Numbers(Record, frozen=True, kw_only=True):
         values: list[float]
