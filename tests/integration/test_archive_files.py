@@ -16,7 +16,7 @@ import pytest
 
 from service.archive import compaction, schema
 from service.archive.archiver import archiving
-from service.archive.catalog import catalog
+from service.archive.catalog import catalog, pruned_until
 from service.archive.compaction import CompactionFailed, compact, compact_one
 from service.archive.lock import only_upkeep
 from service.archive.manifest import manifest_path, read_manifest
@@ -27,12 +27,14 @@ from service.archive.segments import parquets, recover, segment_path, segments
 from service.archive.tail import ConditionInvalid, condition, tail
 from service.archive.verification import StreamReport, verify
 from service.bench.archive import example_signal
+from service.cli import run_command
 from service.clock import ManualClock
-from service.errors import DataDirectoryUnusable, SettingsInvalid
+from service.errors import EXIT_DATA_DIRECTORY, EXIT_OK, DataDirectoryUnusable, SettingsInvalid
 from service.records import Adjustment, Record
 from service.settings import ArchiveSettings
 
 DAY_MS = 86_400_000
+NOW_MS = 1_760_000_000_000
 
 
 def adjustment(number: int, **fields: Any) -> Adjustment:
@@ -460,11 +462,11 @@ async def test_a_disk_that_fills_up_in_the_middle_of_compaction_loses_nothing(tm
 async def test_retention_removes_the_oldest_by_age_and_size_but_never_the_newest(tmp_path: Path) -> None:
     await record(tmp_path, days=5)
     compact(tmp_path)
-    by_age = plan(tmp_path, {"default": 1.5}, {})
+    by_age = plan(tmp_path, {"default": 1.5}, {}, now_ms=NOW_MS)
     assert [removal.segment.first for removal in by_age] == [1, 21]
-    by_size = plan(tmp_path, {}, {"adjustments": 0.000001})
+    by_size = plan(tmp_path, {}, {"adjustments": 0.000001}, now_ms=NOW_MS)
     assert [removal.segment.first for removal in by_size] == [1, 21, 41, 61]
-    assert plan(tmp_path, {}, {}) == []
+    assert plan(tmp_path, {}, {}, now_ms=NOW_MS) == []
     prune(tmp_path, by_age)
     found = report(tmp_path)
     assert (found.first, found.records, found.gaps, found.findings) == (41, 60, 0, [])
@@ -477,15 +479,18 @@ async def test_what_training_has_not_seen_is_never_removed(tmp_path: Path) -> No
         async with archiving(directory, settings, ManualClock(day * DAY_MS), drain_limit_s=5) as archive:
             await archive.put("signals", example_signal())
     compact(directory)
-    assert plan(directory, {"default": 0.1}, {}) == []
+    assert plan(directory, {"default": 0.1}, {}, now_ms=NOW_MS) == []
     mark_seen(directory, {"signals": 2})
     mark_seen(directory, {"decisions": 9})  # a mark never goes back
-    assert [removal.segment.first for removal in plan(directory, {"default": 0.1}, {})] == [1, 2]
+    assert [removal.segment.first for removal in plan(directory, {"default": 0.1}, {}, now_ms=NOW_MS)] == [
+        1,
+        2,
+    ]
 
 
 async def test_a_retention_for_an_unknown_stream_is_a_wrong_setting(tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid, match=r"archive\.keep_days.*'signls'"):
-        plan(tmp_path, {"signls": 1.0}, {})
+        plan(tmp_path, {"signls": 1.0}, {}, now_ms=NOW_MS)
 
 
 # -- reading
@@ -553,3 +558,51 @@ def test_a_condition_compares_numbers_as_numbers_and_looks_into_maps(text: str, 
 def test_a_condition_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(ConditionInvalid, match="FIELD OP VALUE"):
         condition("just words")
+
+
+async def test_a_record_stamped_in_the_future_makes_no_other_old(tmp_path: Path) -> None:
+    await record(tmp_path, days=2, each=1, stream="cycles")
+    for day in (3, 50_000, 4):
+        async with archiving(
+            tmp_path, ArchiveSettings(), ManualClock(day * DAY_MS), drain_limit_s=5
+        ) as archive:
+            await archive.put("cycles", adjustment(day))
+    await record(tmp_path, days=3, each=1)
+    compact(tmp_path, newest=True)
+    assert plan(tmp_path, {"default": 3.5}, {}, now_ms=4 * DAY_MS) == []
+    removals = plan(tmp_path, {"default": 1.5}, {}, now_ms=4 * DAY_MS)
+    assert [(one.segment.stream, one.segment.first) for one in removals] == [
+        ("adjustments", 1),
+        ("cycles", 1),
+        ("cycles", 2),
+    ]
+
+
+async def test_a_plan_that_is_carried_out_late_never_takes_back_what_was_pruned(tmp_path: Path) -> None:
+    await record(tmp_path, days=4, each=1)
+    compact(tmp_path)
+    early = plan(tmp_path, {"default": 2.5}, {}, now_ms=NOW_MS)
+    later = plan(tmp_path, {"default": 1.5}, {}, now_ms=NOW_MS)
+    assert (len(early), len(later)) == (0, 1)
+    both = plan(tmp_path, {"default": 0.5}, {}, now_ms=NOW_MS)
+    prune(tmp_path, both)
+    prune(tmp_path, later)
+    assert pruned_until(tmp_path, "adjustments") == len(both)
+    assert report(tmp_path).findings == []
+
+
+async def test_prune_plans_only_what_it_may_remove(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await record(tmp_path / "archive", days=3, each=1)
+    compact(tmp_path / "archive")
+    config = tmp_path / "config.toml"
+    config.write_text("[archive]\nkeep_days = { default = 0.5 }\n")
+    argv = ["archive", "prune", "--config", str(config), "--data-dir", str(tmp_path)]
+    with only_upkeep(tmp_path / "archive"):
+        assert run_command(argv) == EXIT_DATA_DIRECTORY
+        assert "older than" not in capsys.readouterr().out
+        assert run_command([*argv, "--dry-run"]) == EXIT_OK
+        assert "would remove 1 segments" in capsys.readouterr().out
+    assert run_command(argv) == EXIT_OK
+    assert "removed 1 segments" in capsys.readouterr().out
