@@ -2,6 +2,7 @@
 # ruff: noqa: PT012 - what is under test is the end of a block
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from service.archive import compaction, schema
+from service.archive import compaction, quarantine, schema
 from service.archive.archiver import archiving
 from service.archive.catalog import catalog, pruned_until
 from service.archive.compaction import CompactionFailed, compact, compact_one
@@ -292,6 +293,47 @@ async def test_compaction_sets_a_damaged_segment_aside_whole_and_keeps_what_can_
     assert [f.gap for f in found.findings] == [(5, 8)]
     assert "set aside in quarantine" in found.findings[0].what
     assert found.records == 56
+
+
+@pytest.mark.parametrize("step", ["write_manifest", "sync_directory", "describe"])
+async def test_what_is_set_aside_stays_whole_when_the_run_is_killed_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Killed in front of each call of one step in turn, the last time behind the rename."""
+    await record(tmp_path)
+    first = segments(tmp_path, "adjustments")[0]
+    damage(first, range(5, 9))
+    damaged = first.read_bytes()
+    original = getattr(quarantine, step)
+    for allowed in range(2):
+        left = [allowed]
+
+        def killed(*arguments: Any, left: list[int] = left) -> Any:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return original(*arguments)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(quarantine, step, killed)
+            compact(tmp_path)
+    assert compact(tmp_path).refused == 0
+    assert [path.read_bytes() for path in (tmp_path / "quarantine").iterdir()] == [damaged]
+    found = report(tmp_path)
+    assert [f.gap for f in found.findings] == [(5, 8)]
+    assert "set aside in quarantine" in found.findings[0].what
+
+
+async def test_a_segment_that_is_damaged_again_is_set_aside_under_another_name(tmp_path: Path) -> None:
+    await record(tmp_path)
+    first = segments(tmp_path, "adjustments")[0]
+    found: list[bytes] = []
+    for sequences in (range(5, 9), range(12, 13)):
+        damage(first, sequences)
+        found.append(first.read_bytes())
+        quarantine.set_aside(tmp_path, first, "adjustments", quarantine.missing_ranges(first))
+    kept = tmp_path / "quarantine"
+    assert [(kept / f"{first.name}{end}").read_bytes() for end in ("", ".2")] == found
 
 
 async def test_a_value_changed_in_a_sealed_segment_is_found_by_its_checksum_and_never_compacted(
