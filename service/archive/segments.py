@@ -99,8 +99,18 @@ def parquets(directory: Path, stream: str) -> list[Path]:
 
 def hot_segments(directory: Path, stream: str) -> list[Path]:
     """Segments of JSON lines that are not compacted: one that is may still be there for a moment."""
-    firsts = {parquet_range(path)[0] for path in parquets(directory, stream)}
-    return [path for path in segments(directory, stream) if first_sequence(path) not in firsts]
+    return hot_and_compacted(directory, stream)[0]
+
+
+def hot_and_compacted(directory: Path, stream: str) -> tuple[list[Path], list[Path]]:
+    """Segments of JSON lines that are not compacted, and those that are; each segment in one of the two.
+
+    Lines are listed first: one that is compacted meanwhile is in both lists, never in neither.
+    """
+    lines = segments(directory, stream)
+    compacted = parquets(directory, stream)
+    firsts = {parquet_range(path)[0] for path in compacted}
+    return [path for path in lines if first_sequence(path) not in firsts], compacted
 
 
 def _named(directory: Path, stream: str, numbers: str) -> list[Path]:
@@ -118,8 +128,8 @@ def recover(directory: Path, stream: str) -> Tail:
     What is cut is appended to `<segment>.torn` first, so nothing is destroyed. The stream goes on in its
     newest segment even where that is empty: every other counts as finished and may be compacted and removed.
     """
-    found = hot_segments(directory, stream)
-    compacted = max((parquet_range(path)[1] for path in parquets(directory, stream)), default=0)
+    found, parquet = hot_and_compacted(directory, stream)
+    compacted = max((parquet_range(path)[1] for path in parquet), default=0)
     if not found or first_sequence(found[-1]) <= compacted:
         return Tail(path=None, size_bytes=0, next_sequence=compacted + 1, torn_bytes=0)
     newest, torn_bytes = found[-1], 0

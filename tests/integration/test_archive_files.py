@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
-from service.archive import compaction, quarantine, schema
+from service.archive import compaction, quarantine, schema, verification
+from service.archive import segments as archive_segments
 from service.archive.archiver import archiving
 from service.archive.catalog import catalog, pruned_until
 from service.archive.compaction import CompactionFailed, compact, compact_one
 from service.archive.lock import only_upkeep
 from service.archive.manifest import manifest_path, read_manifest
+from service.archive.numbers import LAST_NAME, write_numbers
 from service.archive.query import QueryFailed, query
 from service.archive.retention import mark_seen, plan, prune
 from service.archive.schema import Change, SchemaNewer
@@ -202,6 +204,42 @@ async def test_a_compaction_killed_at_its_end_is_finished_by_the_next_and_counts
     assert not first.exists()
     assert report(directory).findings == []
     assert manifest is None or read_manifest(parquet) is not None
+
+
+async def test_a_segment_that_is_compacted_while_files_are_listed_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(tmp_path)
+    original, calls = archive_segments._named, 0
+
+    def listed(*arguments: Any) -> list[Path]:
+        nonlocal calls
+        found = original(*arguments)
+        calls += 1
+        if calls == 1:
+            monkeypatch.setattr(archive_segments, "_named", original)
+            first = segments(tmp_path, "adjustments")[0]
+            compact_one(tmp_path, first, "adjustments", 128)
+        return found
+
+    monkeypatch.setattr(archive_segments, "_named", listed)
+    assert [segment.first for segment in catalog(tmp_path, "adjustments")] == [1, 21, 41]
+    assert calls == 1
+
+
+async def test_a_segment_that_is_sealed_while_files_are_read_is_no_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(tmp_path)
+    original = verification.missing_ranges
+
+    def meanwhile(*arguments: Any) -> Any:
+        write_numbers(tmp_path / LAST_NAME, {"adjustments": 80})
+        return original(*arguments)
+
+    monkeypatch.setattr(verification, "missing_ranges", meanwhile)
+    found = next(one for one in verify(tmp_path) if one.stream == "adjustments")
+    assert (found.last, found.findings) == (60, [])
 
 
 async def test_what_was_written_wrongly_never_replaces_the_lines(
