@@ -2,8 +2,9 @@
 
 A record accepted by `put` is in the journal and survives SIGKILL; it is synced to its segment, and survives
 power loss, after at most `flush_after_s`, 49 further records of its stream, or the drain. A disk that is slow
-makes producers wait. One that refuses loses nothing: `writable` is False, what still comes (the records of
-exits) goes to the journal alone, and all of it is written by itself once the disk takes again.
+makes producers wait. One that refuses loses nothing: `writable` is False, which keeps the daemon from opening
+positions; what still comes goes to the journal alone, its reserve too, and all of it is written by itself
+once the disk takes again.
 """
 
 import asyncio

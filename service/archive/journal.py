@@ -35,7 +35,7 @@ _POSITION_PLACE = 8  # of an entry's position, within it
 _PAD = 0xFFFF_FFFF  # as length: nothing more before the ring's end
 _ALIGNMENT = 8
 _ZEROS = b"\0" * 65_536
-RESERVE_FRACTION = 0.25  # kept for exits: used only while the disk refuses
+RESERVE_FRACTION = 0.25  # used only while the disk refuses: no position is opened then, exits go on
 LARGEST_FRACTION = 0.125  # a longer line goes to its segment directly
 
 

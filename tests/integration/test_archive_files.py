@@ -33,9 +33,18 @@ from service.bench.archive import example_signal
 from service.cli import run_command
 from service.clock import ManualClock
 from service.errors import EXIT_DATA_DIRECTORY, EXIT_OK, DataDirectoryUnusable, SettingsInvalid
-from service.records import Adjustment, Record
+from service.records import (
+    Adjustment,
+    Decision,
+    DecisionOutcome,
+    Position,
+    PositionSide,
+    Record,
+    ShadowPosition,
+)
 from service.settings import ArchiveSettings
 
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "archive.md").read_text()
 DAY_MS = 86_400_000
 NOW_MS = 1_760_000_000_000
 
@@ -574,6 +583,45 @@ async def test_a_retention_for_an_unknown_stream_is_a_wrong_setting(tmp_path: Pa
 
 
 # -- reading
+
+
+async def test_the_documented_comparison_measures_the_risk_at_the_entry_and_counts_no_signal_twice(
+    tmp_path: Path,
+) -> None:
+    """A stop that trailed beyond the entry, one of a record without its first stop, and a traded twin."""
+    directory = tmp_path / "archive"
+    sides: dict[str, Any] = {"symbol": "AUSDT", "position_side": PositionSide.LONG}
+    async with archiving(directory, ArchiveSettings(), ManualClock(), drain_limit_s=5) as archive:
+        for name, stop, first_stop in (("trailed", 105, 90), ("older", 90, 0)):
+            decision = Decision(
+                **sides,
+                **{"signal_id": name, "reason": "", "detail": "", "rank": 1, "cycle": 1, "decided_ms": 0},
+                outcome=DecisionOutcome.ACCEPTED,
+                quantity=Decimal(1),
+            )
+            position = Position(
+                **sides,
+                **{"position_id": name, "signal_id": name, "leverage": 1, "opened_ms": 1, "closed_ms": 2},
+                **{"quantity": Decimal(0), "entry_price": Decimal(100), "target": Decimal(120)},
+                **{"margin": Decimal(100), "stop": Decimal(stop), "first_stop": Decimal(first_stop)},
+                realised_pnl=Decimal(5),
+            )
+            await archive.put("decisions", decision)
+            await archive.put("positions", position)
+        for name, traded in (("trailed", True), ("alone", False)):
+            shadow = ShadowPosition(
+                **sides,
+                **{"position_id": name, "signal_id": name, "entry": 100.0, "stop": 90.0, "target": 120.0},
+                **{"opened_ms": 1, "checked_ms": 2, "closed_ms": 2, "outcome_r": -1.0, "traded": traded},
+            )
+            await archive.put("shadow_outcomes", shadow)
+    (sql,) = (
+        found.split("```")[0]
+        for found in DOCUMENTED.split("```sql\n")[1:]
+        if "mean_r" in found.split("```")[0]
+    )
+    rows = {row["kind"]: (row["trades"], row["mean_r"]) for row in asked(directory, sql, tmp_path)}
+    assert rows == {"real": (2, 0.5), "shadow": (1, -1.0)}
 
 
 async def test_a_query_that_is_wrong_is_one_message(tmp_path: Path) -> None:

@@ -424,7 +424,7 @@ async def test_what_a_segment_has_already_is_not_replayed(tmp_path: Path) -> Non
     assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(50)]
 
 
-async def test_while_the_disk_refuses_exits_are_journalled_until_it_is_full_and_resume_by_themselves(
+async def test_while_the_disk_refuses_records_are_journalled_until_it_is_full_and_written_once_it_takes(
     tmp_path: Path,
 ) -> None:
     settings = ArchiveSettings(flush_after_s=3_600.0, journal_bytes=65_536)
@@ -463,7 +463,9 @@ async def test_a_disk_that_syncs_slowly_is_written_to_meanwhile_and_slows_the_pr
                 await asyncio.sleep(0.001)
             assert not producing.done()
             assert archive.statistics().streams["orders"].depth <= 50
-            assert archive.statistics().journal_bytes <= 65_536 * 3 // 4, "the reserve is for exits"
+            assert archive.statistics().journal_bytes <= 65_536 * 3 // 4, (
+                "the reserve is for a disk that refuses"
+            )
             disk.fault = ""
             disk.gate.set()
     assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(1_000)]

@@ -57,7 +57,7 @@ def test_what_is_not_released_is_found_again_in_order_however_often_the_ring_wen
     journal.close()
 
 
-def test_the_reserve_is_room_for_exits_only(tmp_path: Path) -> None:
+def test_the_reserve_is_room_only_while_the_disk_refuses(tmp_path: Path) -> None:
     journal = open_journal(tmp_path, CAPACITY)
     line = b"x" * 1_000
     while journal.append(b"orders", 1, line, use_reserve=False) >= 0:
