@@ -2,8 +2,9 @@
 
 A record accepted by `put` is in the journal and survives SIGKILL; it is synced to its segment, and survives
 power loss, after at most `flush_after_s`, 49 further records of its stream, or the drain. A disk that is slow
-makes producers wait. One that refuses loses nothing: `writable` is False, what still comes (the records of
-exits) goes to the journal alone, and all of it is written by itself once the disk takes again.
+makes producers wait. One that refuses loses nothing: `writable` is False, which keeps the daemon from opening
+positions; what still comes goes to the journal alone, its reserve too, and all of it is written by itself
+once the disk takes again.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from service.archive.segments import (
     open_segment,
     parquets,
     recover,
+    remove_segment,
     segment_path,
     sync_file,
     utc_day,
@@ -201,8 +203,10 @@ class DataArchiver:
                 file = await self._active(stream, sequence)
                 await file.write(line)
                 await file.sync()
-            except OSError:
+            except BaseException:
+                # Cancelled, it would leave a record whose number the next one has too.
                 await self._discard_file(stream)
+                await self._cut(stream)
                 raise
             stream.next_sequence = sequence + 1
             stream.received += 1
@@ -413,20 +417,34 @@ class DataArchiver:
             if stream.behind:
                 raise OSError("the segment could not be synced")
             await asyncio.sleep(0)
+        if stream.path is None:
+            return
+        if stream.file is None and stream.path.exists():
+            # What a refused write left behind the durable end is written anew, to the next one.
+            stream.file = await self._open_segment(stream.path, stream.size_bytes, self._threads)
         await self._close_file(stream)
-        if stream.path is not None and stream.size_bytes:
+        if stream.size_bytes:
             self._ended.append((stream.path, stream.name))
             self._unsynced.set()
+        else:  # the next one has the same number
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._threads.write, remove_segment, stream.path)
 
     async def _close_file(self, stream: Stream) -> None:
         file, stream.file = stream.file, None
         if file is not None:
-            await file.close()
+            await asyncio.shield(file.close())
 
     async def _discard_file(self, stream: Stream) -> None:
         """The file's end is unknown: it is opened anew and cut to what is durable."""
         with contextlib.suppress(OSError):
             await self._close_file(stream)
+
+    async def _cut(self, stream: Stream) -> None:
+        """Open the segment anew now rather than with the next record, which may never come."""
+        if stream.path is not None:
+            with contextlib.suppress(OSError):
+                stream.file = await self._open_segment(stream.path, stream.size_bytes, self._threads)
 
     # -- when the disk refuses, and after a kill
 

@@ -11,9 +11,8 @@ from service.archive.schema import STREAMS, check_version
 from service.archive.segments import (
     envelope_of,
     first_sequence,
-    hot_segments,
+    hot_and_compacted,
     parquet_range,
-    parquets,
 )
 from service.errors import DataDirectoryUnusable
 
@@ -51,10 +50,11 @@ def catalog(directory: Path, stream: str) -> list[Segment]:
 
 def _catalog(directory: Path, stream: str) -> list[Segment]:
     found = []
-    for path in parquets(directory, stream):
+    hot, compacted = hot_and_compacted(directory, stream)
+    for path in compacted:
         first, last = parquet_range(path)
         found.append(Segment(stream, path, first, last, path.stat().st_size, read_manifest(path)))
-    for path in hot_segments(directory, stream):
+    for path in hot:
         manifest = read_manifest(path)
         last_known = manifest.last if manifest else None
         first = first_sequence(path)

@@ -5,10 +5,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.errors import EXIT_DATA, EXIT_OK
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.archive.retention import Removal
 
 AddFlags = Callable[[argparse.ArgumentParser], None]
 Load = Callable[[argparse.Namespace], Any]
@@ -198,19 +201,30 @@ def _compact(args: argparse.Namespace, settings: Settings, directory: Path) -> i
 
 def _prune(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
     from service.archive.lock import only_upkeep
-    from service.archive.retention import plan, prune
+    from service.archive.retention import prune
 
-    removals = plan(directory, settings.archive.keep_days, settings.archive.keep_mb)
-    for removal in removals:
-        _say(f"{removal.segment.path.relative_to(directory)}  {removal.segment.size_bytes}  {removal.reason}")
     if args.dry_run:
+        removals = _plan(settings, directory)
         total = sum(removal.segment.size_bytes for removal in removals)
         _say(f"would remove {len(removals)} segments, {total} bytes")
         return EXIT_OK
     with only_upkeep(directory):
+        removals = _plan(settings, directory)
         freed = prune(directory, removals)
     _say(f"removed {len(removals)} segments, {freed} bytes")
     return EXIT_OK
+
+
+def _plan(settings: Settings, directory: Path) -> list["Removal"]:
+    """What retention removes, told."""
+    from service.archive.retention import plan
+    from service.clock import WallClock
+
+    keep = settings.archive
+    removals = plan(directory, keep.keep_days, keep.keep_mb, now_ms=WallClock().now_ms())
+    for removal in removals:
+        _say(f"{removal.segment.path.relative_to(directory)}  {removal.segment.size_bytes}  {removal.reason}")
+    return removals
 
 
 def _torture(args: argparse.Namespace) -> int:

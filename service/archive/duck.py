@@ -12,6 +12,7 @@ from service.archive.schema import columns, former_columns, select_list
 _SHORTEST_BUFFER_BYTES = 1 << 20
 
 DuckError = duckdb.Error
+OutOfMemory = duckdb.OutOfMemoryException
 Connection = duckdb.DuckDBPyConnection
 
 

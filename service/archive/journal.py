@@ -8,6 +8,7 @@ The file: two superblocks, written in turn, then the ring. A position counts byt
 never repeats; its place in the ring is its remainder. An entry never wraps: it is padded to the next round.
 """
 
+import contextlib
 import mmap
 import os
 import struct
@@ -29,10 +30,12 @@ _SUPER = struct.Struct("<8sQQQI")  # magic, capacity, start, generation, checksu
 _SUPER_BYTES = 4_096
 _SUPER_PLACES = (0, 2_048)
 _ENTRY = struct.Struct("<IIQQ16s")  # checksum of what follows, bytes of the line, position, sequence, stream
+_POSITION = struct.Struct("<Q")
+_POSITION_PLACE = 8  # of an entry's position, within it
 _PAD = 0xFFFF_FFFF  # as length: nothing more before the ring's end
 _ALIGNMENT = 8
 _ZEROS = b"\0" * 65_536
-RESERVE_FRACTION = 0.25  # kept for exits: used only while the disk refuses
+RESERVE_FRACTION = 0.25  # used only while the disk refuses: no position is opened then, exits go on
 LARGEST_FRACTION = 0.125  # a longer line goes to its segment directly
 
 
@@ -172,10 +175,15 @@ class Journal:
             try:
                 entry, after = self._entry_at(position)
             except _Torn as torn:
-                if not torn.size:
+                behind = self._next_whole(position + _ALIGNMENT, last)
+                if behind is None and not torn.size:
                     break
-                self._set_aside(position, torn.size)
-                position += torn.size
+                # The length of a damaged entry says nothing: it ends where the next whole one begins.
+                until = position + torn.size if behind is None else behind
+                self._set_aside(position, until)
+                if not found and behind is not None:
+                    self._begin_at(behind)
+                position = until
                 continue
             if after > last:
                 break
@@ -185,14 +193,41 @@ class Journal:
                 self.end = position
         return found
 
-    def _set_aside(self, position: int, size: int) -> None:
-        at = _SUPER_BYTES + position % self._capacity
-        data = self._memory[at : at + size]
+    def _next_whole(self, since: int, last: int) -> int | None:
+        """The first position from `since` on where a whole entry, or padding, stands."""
+        for position in range(since, last, _ALIGNMENT):
+            place = position % self._capacity
+            if self._capacity - place < _ENTRY.size:
+                continue
+            (written_at,) = _POSITION.unpack_from(self._memory, _SUPER_BYTES + place + _POSITION_PLACE)
+            if written_at != position:
+                continue
+            with contextlib.suppress(_Torn):
+                self._entry_at(position)
+                return position
+        return None
+
+    def _begin_at(self, position: int) -> None:
+        """Nothing before it can be read."""
+        self.start = self.end = position
+        self._write_super()
+
+    def _set_aside(self, since: int, until: int) -> None:
+        while since < until:
+            place = since % self._capacity
+            size = min(until - since, self._capacity - place)  # to the ring's end, then from its beginning
+            self._set_aside_at(place, since, size)
+            since += size
+
+    def _set_aside_at(self, place: int, position: int, size: int) -> None:
+        at = _SUPER_BYTES + place
         self.torn_bytes += size
         with self._path.with_name(TORN_NAME).open("ab") as kept:
-            kept.write(data)
+            kept.write(self._memory[at : at + size])
             kept.flush()
             os.fsync(kept.fileno())
+        if size < _ENTRY.size:
+            return  # too short for an entry: the ring's end, or before the first one that counts
         # Skipped by later reads, which must not stumble over it again.
         filler = _ENTRY.pack(0, size - _ENTRY.size, position, 0, b"")
         body = b"\0" * (size - _ENTRY.size)

@@ -18,8 +18,11 @@ def only_writer(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def only_upkeep(directory: Path) -> Iterator[None]:
-    """Hold the lock of those who compact or prune; the writer goes on. Raises DataDirectoryUnusable."""
-    words = f"another process compacts or prunes the archive at {directory}; try again when it is done"
+    """Keep others from compacting or pruning; the writer goes on. Raises DataDirectoryUnusable."""
+    words = (
+        f"another process compacts, prunes or makes a dataset of the archive at {directory}; "
+        "try again when it is done"
+    )
     with _held(directory, ".upkeep.lock", words):
         yield
 

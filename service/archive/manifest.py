@@ -55,11 +55,19 @@ def write_manifest(segment: Path, manifest: Manifest) -> None:
     sync_directory(path.parent)
 
 
-def seal(segment: Path, stream: str, missing: list[tuple[int, int]] | None = None) -> Manifest | None:
+def seal(segment: Path, stream: str) -> Manifest | None:
     """Describe a segment of JSON lines that nothing is appended to any more; None for an empty one.
 
     Raises: OSError; ValueError: its first or last line cannot be read.
     """
+    manifest = describe(segment, stream)
+    if manifest is not None:
+        write_manifest(segment, manifest)
+    return manifest
+
+
+def describe(segment: Path, stream: str, missing: list[tuple[int, int]] | None = None) -> Manifest | None:
+    """The manifest of a file of JSON lines, not written; None for an empty one. Raises as `seal` does."""
     sha256, records, size, longest = hashlib.sha256(), 0, 0, 0
     first_line = line = b""
     with segment.open("rb") as file:
@@ -76,7 +84,7 @@ def seal(segment: Path, stream: str, missing: list[tuple[int, int]] | None = Non
         last = msgspec.json.decode(line, type=Envelope)
     except msgspec.DecodeError as error:
         raise ValueError(f"{segment} begins or ends with a line that cannot be read") from error
-    manifest = Manifest(
+    return Manifest(
         stream=stream,
         version=max(first.v, last.v),
         first=first.seq,
@@ -90,8 +98,6 @@ def seal(segment: Path, stream: str, missing: list[tuple[int, int]] | None = Non
         source_bytes=size,
         longest_bytes=longest,
     )
-    write_manifest(segment, manifest)
-    return manifest
 
 
 def sha256_of(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Segments with a damaged middle: the whole file is kept aside, its readable lines stay in the archive.
 
-<archive>/quarantine/<segment>      as it was found
+<archive>/quarantine/<segment>      as it was found; <segment>.2 and so on where one of that name is kept
 """
 
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from service.archive.manifest import Manifest, manifest_path, seal
+from service.archive.manifest import Manifest, describe, manifest_path, write_manifest
 from service.archive.segments import envelope_of, first_sequence, sync_directory
 
 log = structlog.get_logger("archive.quarantine")
@@ -40,13 +40,10 @@ def missing_ranges(segment: Path, stop: int | None = None) -> list[Range]:
 def set_aside(directory: Path, segment: Path, stream: str, missing: list[Range]) -> Manifest | None:
     """Move the segment into quarantine and put its readable lines in its place; their manifest.
 
-    Killed at any moment, either the damaged segment or its replacement is in the archive.
+    Killed at any moment, the damaged segment is in the archive or in quarantine, and what takes its place
+    has a manifest that says what is missing.
     """
-    kept = directory / NAME / segment.name
-    kept.parent.mkdir(exist_ok=True)
-    kept.unlink(missing_ok=True)
-    os.link(segment, kept)
-    sync_directory(kept.parent)
+    kept = _keep(directory / NAME, segment)
     new = segment.with_name(segment.name + ".new")
     expected = 0
     with segment.open("rb") as damaged, new.open("wb") as readable:
@@ -57,8 +54,25 @@ def set_aside(directory: Path, segment: Path, stream: str, missing: list[Range])
                 readable.write(line if line.endswith(b"\n") else line + b"\n")
         readable.flush()
         os.fsync(readable.fileno())
-    manifest_path(segment).unlink(missing_ok=True)
+    manifest = describe(new, stream, missing)
+    if manifest is None:
+        manifest_path(segment).unlink(missing_ok=True)
+    else:
+        write_manifest(segment, manifest)
     new.replace(segment)
     sync_directory(segment.parent)
     log.error("a damaged segment was set aside", stream=stream, missing=missing, kept=str(kept))
-    return seal(segment, stream, missing)
+    return manifest
+
+
+def _keep(place: Path, segment: Path) -> Path:
+    """Give the segment a name in quarantine that no other has; an earlier run may have done so."""
+    place.mkdir(exist_ok=True)
+    kept, number = place / segment.name, 1
+    while kept.exists() and not kept.samefile(segment):
+        number += 1
+        kept = place / f"{segment.name}.{number}"
+    if not kept.exists():
+        os.link(segment, kept)
+    sync_directory(place)
+    return kept

@@ -1,6 +1,7 @@
 """What may be removed, and its removal: by age and size, oldest first, never the newest, never unseen.
 
-Age is measured against the newest record of the archive, so a clock that jumps removes nothing.
+Age is measured against the newest record of its stream, at most now: neither a clock that jumps nor a record
+stamped in the future makes the others old.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from service.archive.catalog import Segment, catalog, seen_by_training
+from service.archive.catalog import Segment, catalog, pruned_until, seen_by_training
 from service.archive.manifest import manifest_path
 from service.archive.numbers import PRUNED_NAME, SEEN_NAME, write_numbers
 from service.archive.schema import STREAMS
@@ -30,9 +31,12 @@ class Removal(msgspec.Struct, frozen=True):
     reason: str
 
 
-def plan(directory: Path, keep_days: Mapping[str, float], keep_mb: Mapping[str, float]) -> list[Removal]:
+def plan(
+    directory: Path, keep_days: Mapping[str, float], keep_mb: Mapping[str, float], *, now_ms: int
+) -> list[Removal]:
     """What the settings remove now. A stream without an entry, and without `default`, is kept for ever.
 
+    The caller holds the lock of upkeep until it has pruned: a plan is of the segments that are there.
     Raises: SettingsInvalid: an entry names no stream.
     """
     for name, table in (("keep_days", keep_days), ("keep_mb", keep_mb)):
@@ -40,16 +44,17 @@ def plan(directory: Path, keep_days: Mapping[str, float], keep_mb: Mapping[str, 
             raise SettingsInvalid(
                 f"archive.{name}: no stream {sorted(unknown)}; there are {', '.join(STREAMS)}, and default"
             )
-    catalogs = {stream: catalog(directory, stream) for stream in STREAMS}
-    manifests = [segment.manifest for found in catalogs.values() for segment in found if segment.manifest]
-    newest_ms = max((manifest.last_ms for manifest in manifests), default=0)
     seen = seen_by_training(directory)
     removals: list[Removal] = []
-    for stream, found in catalogs.items():
+    for stream in STREAMS:
+        found = catalog(directory, stream)
+        newest_ms = max((segment.manifest.last_ms for segment in found if segment.manifest), default=0)
         days = keep_days.get(stream, keep_days.get("default", 0.0))
         size = keep_mb.get(stream, keep_mb.get("default", 0.0))
         unseen = seen.get(stream, 0) if stream in TRAINING_STREAMS else None
-        removals += _plan_one(found, newest_ms - days * DAY_MS if days else None, size * MB or None, unseen)
+        removals += _plan_one(
+            found, min(newest_ms, now_ms) - days * DAY_MS if days else None, size * MB or None, unseen
+        )
     return removals
 
 
@@ -80,7 +85,8 @@ def prune(directory: Path, removals: list[Removal]) -> int:
         segment = removal.segment
         assert segment.manifest is not None
         root = directory / segment.stream
-        write_numbers(root / PRUNED_NAME, {"until": segment.manifest.last})
+        until = max(pruned_until(directory, segment.stream), segment.manifest.last)
+        write_numbers(root / PRUNED_NAME, {"until": until})
         segment.path.unlink(missing_ok=True)
         manifest_path(segment.path).unlink(missing_ok=True)
         freed += segment.size_bytes

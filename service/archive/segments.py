@@ -80,7 +80,15 @@ def parquet_range(path: Path) -> tuple[int, int]:
 
 def segments(directory: Path, stream: str) -> list[Path]:
     """All segments of JSON lines of a stream, in the order they were written."""
-    return sorted(_named(directory, stream, rf"\d{{12,}}{re.escape(SUFFIX)}"), key=first_sequence)
+    return sorted(_named(directory, stream, rf"\d{{12,}}{re.escape(SUFFIX)}"), key=_place)
+
+
+def _place(path: Path) -> tuple[int, bool]:
+    """An empty segment may have the number of the next one, on another day: what holds records is newer."""
+    try:
+        return first_sequence(path), path.stat().st_size > 0
+    except FileNotFoundError:
+        return first_sequence(path), False
 
 
 def parquets(directory: Path, stream: str) -> list[Path]:
@@ -91,8 +99,18 @@ def parquets(directory: Path, stream: str) -> list[Path]:
 
 def hot_segments(directory: Path, stream: str) -> list[Path]:
     """Segments of JSON lines that are not compacted: one that is may still be there for a moment."""
-    firsts = {parquet_range(path)[0] for path in parquets(directory, stream)}
-    return [path for path in segments(directory, stream) if first_sequence(path) not in firsts]
+    return hot_and_compacted(directory, stream)[0]
+
+
+def hot_and_compacted(directory: Path, stream: str) -> tuple[list[Path], list[Path]]:
+    """Segments of JSON lines that are not compacted, and those that are; each segment in one of the two.
+
+    Lines are listed first: one that is compacted meanwhile is in both lists, never in neither.
+    """
+    lines = segments(directory, stream)
+    compacted = parquets(directory, stream)
+    firsts = {parquet_range(path)[0] for path in compacted}
+    return [path for path in lines if first_sequence(path) not in firsts], compacted
 
 
 def _named(directory: Path, stream: str, numbers: str) -> list[Path]:
@@ -107,23 +125,26 @@ def _named(directory: Path, stream: str, numbers: str) -> list[Path]:
 def recover(directory: Path, stream: str) -> Tail:
     """Find where a stream ends and cut what a crash tore: only whole, readable lines stay.
 
-    What is cut is appended to `<segment>.torn` first, so nothing is destroyed.
+    What is cut is appended to `<segment>.torn` first, so nothing is destroyed. The stream goes on in its
+    newest segment even where that is empty: every other counts as finished and may be compacted and removed.
     """
-    found = hot_segments(directory, stream)
-    compacted = max((parquet_range(path)[1] for path in parquets(directory, stream)), default=0)
+    found, parquet = hot_and_compacted(directory, stream)
+    compacted = max((parquet_range(path)[1] for path in parquet), default=0)
     if not found or first_sequence(found[-1]) <= compacted:
         return Tail(path=None, size_bytes=0, next_sequence=compacted + 1, torn_bytes=0)
-    torn_bytes = 0
+    newest, torn_bytes = found[-1], 0
     for path in reversed(found):
+        if first_sequence(path) <= compacted:
+            break  # what is compacted came later
         size = path.stat().st_size
         end, last = _last_whole_line(path, size)
         if end < size:
             _cut(path, end)
             torn_bytes += size - end
         if last is not None:
-            # A later segment that a crash left empty is named for the number that comes next: the same one.
-            return Tail(path, end, last.seq + 1, torn_bytes, last.v)
-    return Tail(path=found[0], size_bytes=0, next_sequence=first_sequence(found[0]), torn_bytes=torn_bytes)
+            return Tail(newest, end if path == newest else 0, last.seq + 1, torn_bytes, last.v)
+    next_sequence = compacted + 1 if compacted else first_sequence(found[0])
+    return Tail(path=newest, size_bytes=0, next_sequence=next_sequence, torn_bytes=torn_bytes)
 
 
 def _last_whole_line(path: Path, size: int) -> tuple[int, Envelope | None]:
@@ -165,6 +186,13 @@ def _cut(path: Path, end: int) -> None:
         segment.truncate(end)
         segment.flush()
         os.fsync(segment.fileno())
+
+
+def remove_segment(path: Path) -> None:
+    """Remove a segment that holds nothing. Durable on return."""
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        sync_directory(path.parent)
 
 
 class SegmentFile(Protocol):

@@ -38,6 +38,7 @@ def main(argument: str) -> int:
     from service.archive.compaction import compact
     from service.archive.lock import only_upkeep
     from service.archive.retention import plan, prune
+    from service.clock import WallClock
     from service.logs import configure
 
     task = msgspec.json.decode(argument, type=Task)
@@ -46,7 +47,8 @@ def main(argument: str) -> int:
     directory = Path(task.directory)
     with only_upkeep(directory):
         done = compact(directory, task.memory_mb)
-        pruned_bytes = prune(directory, plan(directory, task.keep_days, task.keep_mb))
+        removals = plan(directory, task.keep_days, task.keep_mb, now_ms=WallClock().now_ms())
+        pruned_bytes = prune(directory, removals)
     outcome = Outcome(**msgspec.structs.asdict(done), pruned_bytes=pruned_bytes)
     sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
     return 0

@@ -70,6 +70,7 @@ def being_written(directory: Path) -> bool:
 def _verify_stream(directory: Path, stream: str, live: bool) -> StreamReport:
     findings: list[Finding] = []
     notes: list[str] = []
+    noted = read_numbers(directory / LAST_NAME).get(stream, 0)  # before the files, which grow meanwhile
     segments = catalog(directory, stream)
     rows = _parquet_rows([segment.path for segment in segments if segment.compacted], stream, findings)
     expected = pruned_until(directory, stream) + 1
@@ -89,7 +90,6 @@ def _verify_stream(directory: Path, stream: str, live: bool) -> StreamReport:
         records += count
         last = max(last, end)
         expected = max(expected, end + 1)
-    noted = read_numbers(directory / LAST_NAME).get(stream, 0)
     if noted >= expected:
         gap = (expected, noted)
         findings.append(Finding(stream, _cause(directory, stream, gap), gap))

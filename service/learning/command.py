@@ -4,11 +4,13 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.clock import parse_time
-from service.errors import EXIT_OK, SettingsInvalid
-from service.settings import Settings
+from service.errors import EXIT_OK, HistoryUnusable, SettingsInvalid
+
+if TYPE_CHECKING:
+    from service.learning.dataset import Manifest
 
 AddFlags = Callable[[argparse.ArgumentParser], None]
 Load = Callable[[argparse.Namespace], Any]
@@ -17,6 +19,7 @@ FRACTIONS = (0.7, 0.15, 0.15)
 EMBARGO_HOURS = 24.0
 MEMORY_MB = 512
 PROCESS_MB = 232  # of the limit for Python, numpy and one chunk; the rest is DuckDB's
+LEAST_MB = 64  # less than this DuckDB cannot read lines in
 HOUR_MS = 3_600_000
 
 
@@ -73,28 +76,13 @@ def _say(words: str) -> None:
 
 def _build(args: argparse.Namespace, load: Load) -> int:
     from service.archive.catalog import check_versions, existing
-    from service.archive.duck import connected
-    from service.archive.query import define_views
-    from service.directory import market_name
-    from service.learning.dataset import build
-    from service.learning.processor import MLDataProcessor
+    from service.archive.lock import only_upkeep
+    from service.directory import data_path
 
-    settings: Settings = load(args).settings
-    data = Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / market_name(settings)
-    archive = existing(data / "archive")
+    archive = existing(data_path(load(args).settings) / "archive")
     check_versions(archive)
-    with connected(max(args.memory_mb - PROCESS_MB, 64), threads=2) as history:
-        define_views(history, archive)
-        processor = MLDataProcessor(
-            history,
-            strategy=args.strategy,
-            from_ms=_time("--from", args.since) if args.since else 0,
-            until_ms=_time("--until", args.until) if args.until else 2**62,
-            chunk_records=args.chunk_records,
-        )
-        manifest = build(
-            processor, args.out, fractions=FRACTIONS, embargo_ms=round(args.embargo_hours * HOUR_MS)
-        )
+    with only_upkeep(archive):  # no segment that is read may go meanwhile
+        manifest = _built(args, archive)
     _say(f"{args.out}: {manifest.kept:,} of {manifest.read:,} signals of {manifest.strategy}")
     for split in manifest.splits:
         _say(f"  {split.name}: {split.records:,} in {len(split.chunks)} chunks")
@@ -107,6 +95,37 @@ def _build(args: argparse.Namespace, load: Load) -> int:
         f"({manifest.joined:,} signals, {manifest.outcomes:,} outcomes)"
     )
     return EXIT_OK
+
+
+def _built(args: argparse.Namespace, archive: Path) -> "Manifest":
+    from service.archive.duck import DuckError, OutOfMemory, connected
+    from service.archive.query import define_views
+    from service.learning.dataset import build
+    from service.learning.processor import MLDataProcessor
+
+    memory_mb = max(args.memory_mb - PROCESS_MB, LEAST_MB)
+    try:
+        with connected(memory_mb, threads=2) as history:
+            define_views(history, archive)
+            processor = MLDataProcessor(
+                history,
+                strategy=args.strategy,
+                from_ms=_time("--from", args.since) if args.since else 0,
+                until_ms=_time("--until", args.until) if args.until else 2**62,
+                chunk_records=args.chunk_records,
+            )
+            embargo_ms = round(args.embargo_hours * HOUR_MS)
+            return build(processor, args.out, fractions=FRACTIONS, embargo_ms=embargo_ms)
+    except OutOfMemory:
+        raise HistoryUnusable(
+            f"{memory_mb} MB, which --memory-mb {args.memory_mb} leaves for the history, are not enough; "
+            f"give more, or take fewer records at once than --chunk-records {args.chunk_records}"
+        ) from None
+    except DuckError as error:
+        raise HistoryUnusable(
+            f"the archive at {archive} cannot be read: {' '.join(str(error).split())[:300]}; "
+            "`perpd archive verify` tells what is damaged"
+        ) from None
 
 
 def _time(flag: str, text: str) -> int:

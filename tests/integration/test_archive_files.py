@@ -1,6 +1,8 @@
 """Segments after they ended: sealed, compacted, verified, queried, pruned; and what damage does to them."""
 # ruff: noqa: PT012 - what is under test is the end of a block
 
+import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -13,25 +15,38 @@ from typing import Any
 
 import pytest
 
-from service.archive import compaction, schema
+from service.archive import compaction, quarantine, schema, verification
+from service.archive import segments as archive_segments
 from service.archive.archiver import archiving
-from service.archive.catalog import catalog
+from service.archive.catalog import catalog, pruned_until
 from service.archive.compaction import CompactionFailed, compact, compact_one
 from service.archive.lock import only_upkeep
 from service.archive.manifest import manifest_path, read_manifest
+from service.archive.numbers import LAST_NAME, write_numbers
 from service.archive.query import QueryFailed, query
 from service.archive.retention import mark_seen, plan, prune
 from service.archive.schema import Change, SchemaNewer
-from service.archive.segments import parquets, segments
+from service.archive.segments import parquets, recover, segment_path, segments
 from service.archive.tail import ConditionInvalid, condition, tail
 from service.archive.verification import StreamReport, verify
 from service.bench.archive import example_signal
+from service.cli import run_command
 from service.clock import ManualClock
-from service.errors import DataDirectoryUnusable, SettingsInvalid
-from service.records import Adjustment, Record
+from service.errors import EXIT_DATA_DIRECTORY, EXIT_OK, DataDirectoryUnusable, SettingsInvalid
+from service.records import (
+    Adjustment,
+    Decision,
+    DecisionOutcome,
+    Position,
+    PositionSide,
+    Record,
+    ShadowPosition,
+)
 from service.settings import ArchiveSettings
 
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "archive.md").read_text()
 DAY_MS = 86_400_000
+NOW_MS = 1_760_000_000_000
 
 
 def adjustment(number: int, **fields: Any) -> Adjustment:
@@ -104,6 +119,57 @@ async def test_compaction_keeps_every_record_typed_and_removes_the_lines(tmp_pat
         assert archive.statistics().streams["adjustments"].sequence == 60
 
 
+def left_empty(directory: Path, day: str, first: int, content: bytes = b"") -> Path:
+    """The newest segment as a crash leaves it: begun, and nothing whole in it."""
+    path = segment_path(directory, "adjustments", day, first)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("content", [b"", b'{"v":1,"seq":5,"arch'])
+@pytest.mark.parametrize("day", [1, 2, 3])  # that of the records before, of the empty segment, another
+async def test_a_compaction_never_takes_the_segment_that_is_written_to(
+    tmp_path: Path, content: bytes, day: int
+) -> None:
+    await record(tmp_path, days=1, each=4)
+    left_empty(tmp_path, "1970-01-03", 5, content)
+    settings = ArchiveSettings(flush_after_s=1e6, journal_bytes=65_536, buffer_records=2)
+    async with archiving(tmp_path, settings, ManualClock(day * DAY_MS), drain_limit_s=5) as archive:
+        await archive.put("adjustments", adjustment(5))
+        await archive.put("adjustments", adjustment(6))
+        async with asyncio.timeout(10):
+            while archive.archived["adjustments"] < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        assert compact(tmp_path).records == 4
+        for number in range(7, 11):
+            await archive.put("adjustments", adjustment(number))
+    compact(tmp_path, newest=True)
+    whole = report(tmp_path)
+    assert (whole.records, whole.first, whole.last, whole.findings) == (10, 1, 10, [])
+
+
+async def test_numbers_go_on_behind_what_is_compacted_though_an_older_segment_is_not(tmp_path: Path) -> None:
+    await record(tmp_path, days=2, each=10)
+    first, second = segments(tmp_path, "adjustments")
+    assert compact_one(tmp_path, second, "adjustments", 128) is not None
+    left_empty(tmp_path, "1970-01-04", 21)
+    assert first.exists()
+    tail = recover(tmp_path, "adjustments")
+    assert (tail.next_sequence, tail.size_bytes) == (21, 0)
+
+
+def test_of_two_segments_with_one_number_the_empty_one_is_older(tmp_path: Path) -> None:
+    for day, other in (("1970-01-03", "1970-01-09"), ("1970-01-09", "1970-01-03")):
+        directory = tmp_path / day
+        left_empty(directory, day, 1)
+        written = left_empty(directory, other, 1, b'{"v":1,"seq":1,"archived_ms":0}\n')
+        assert segments(directory, "adjustments")[-1] == written
+        assert compaction.finished(directory, "adjustments") == [
+            segment_path(directory, "adjustments", day, 1)
+        ]
+
+
 async def test_an_archive_that_is_all_compacted_goes_on_with_the_next_number(tmp_path: Path) -> None:
     await record(tmp_path)
     assert compact(tmp_path, newest=True).segments == 3
@@ -147,6 +213,42 @@ async def test_a_compaction_killed_at_its_end_is_finished_by_the_next_and_counts
     assert not first.exists()
     assert report(directory).findings == []
     assert manifest is None or read_manifest(parquet) is not None
+
+
+async def test_a_segment_that_is_compacted_while_files_are_listed_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(tmp_path)
+    original, calls = archive_segments._named, 0
+
+    def listed(*arguments: Any) -> list[Path]:
+        nonlocal calls
+        found = original(*arguments)
+        calls += 1
+        if calls == 1:
+            monkeypatch.setattr(archive_segments, "_named", original)
+            first = segments(tmp_path, "adjustments")[0]
+            compact_one(tmp_path, first, "adjustments", 128)
+        return found
+
+    monkeypatch.setattr(archive_segments, "_named", listed)
+    assert [segment.first for segment in catalog(tmp_path, "adjustments")] == [1, 21, 41]
+    assert calls == 1
+
+
+async def test_a_segment_that_is_sealed_while_files_are_read_is_no_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(tmp_path)
+    original = verification.missing_ranges
+
+    def meanwhile(*arguments: Any) -> Any:
+        write_numbers(tmp_path / LAST_NAME, {"adjustments": 80})
+        return original(*arguments)
+
+    monkeypatch.setattr(verification, "missing_ranges", meanwhile)
+    found = next(one for one in verify(tmp_path) if one.stream == "adjustments")
+    assert (found.last, found.findings) == (60, [])
 
 
 async def test_what_was_written_wrongly_never_replaces_the_lines(
@@ -238,6 +340,47 @@ async def test_compaction_sets_a_damaged_segment_aside_whole_and_keeps_what_can_
     assert [f.gap for f in found.findings] == [(5, 8)]
     assert "set aside in quarantine" in found.findings[0].what
     assert found.records == 56
+
+
+@pytest.mark.parametrize("step", ["write_manifest", "sync_directory", "describe"])
+async def test_what_is_set_aside_stays_whole_when_the_run_is_killed_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Killed in front of each call of one step in turn, the last time behind the rename."""
+    await record(tmp_path)
+    first = segments(tmp_path, "adjustments")[0]
+    damage(first, range(5, 9))
+    damaged = first.read_bytes()
+    original = getattr(quarantine, step)
+    for allowed in range(2):
+        left = [allowed]
+
+        def killed(*arguments: Any, left: list[int] = left) -> Any:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return original(*arguments)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(quarantine, step, killed)
+            compact(tmp_path)
+    assert compact(tmp_path).refused == 0
+    assert [path.read_bytes() for path in (tmp_path / "quarantine").iterdir()] == [damaged]
+    found = report(tmp_path)
+    assert [f.gap for f in found.findings] == [(5, 8)]
+    assert "set aside in quarantine" in found.findings[0].what
+
+
+async def test_a_segment_that_is_damaged_again_is_set_aside_under_another_name(tmp_path: Path) -> None:
+    await record(tmp_path)
+    first = segments(tmp_path, "adjustments")[0]
+    found: list[bytes] = []
+    for sequences in (range(5, 9), range(12, 13)):
+        damage(first, sequences)
+        found.append(first.read_bytes())
+        quarantine.set_aside(tmp_path, first, "adjustments", quarantine.missing_ranges(first))
+    kept = tmp_path / "quarantine"
+    assert [(kept / f"{first.name}{end}").read_bytes() for end in ("", ".2")] == found
 
 
 async def test_a_value_changed_in_a_sealed_segment_is_found_by_its_checksum_and_never_compacted(
@@ -408,11 +551,11 @@ async def test_a_disk_that_fills_up_in_the_middle_of_compaction_loses_nothing(tm
 async def test_retention_removes_the_oldest_by_age_and_size_but_never_the_newest(tmp_path: Path) -> None:
     await record(tmp_path, days=5)
     compact(tmp_path)
-    by_age = plan(tmp_path, {"default": 1.5}, {})
+    by_age = plan(tmp_path, {"default": 1.5}, {}, now_ms=NOW_MS)
     assert [removal.segment.first for removal in by_age] == [1, 21]
-    by_size = plan(tmp_path, {}, {"adjustments": 0.000001})
+    by_size = plan(tmp_path, {}, {"adjustments": 0.000001}, now_ms=NOW_MS)
     assert [removal.segment.first for removal in by_size] == [1, 21, 41, 61]
-    assert plan(tmp_path, {}, {}) == []
+    assert plan(tmp_path, {}, {}, now_ms=NOW_MS) == []
     prune(tmp_path, by_age)
     found = report(tmp_path)
     assert (found.first, found.records, found.gaps, found.findings) == (41, 60, 0, [])
@@ -425,18 +568,60 @@ async def test_what_training_has_not_seen_is_never_removed(tmp_path: Path) -> No
         async with archiving(directory, settings, ManualClock(day * DAY_MS), drain_limit_s=5) as archive:
             await archive.put("signals", example_signal())
     compact(directory)
-    assert plan(directory, {"default": 0.1}, {}) == []
+    assert plan(directory, {"default": 0.1}, {}, now_ms=NOW_MS) == []
     mark_seen(directory, {"signals": 2})
     mark_seen(directory, {"decisions": 9})  # a mark never goes back
-    assert [removal.segment.first for removal in plan(directory, {"default": 0.1}, {})] == [1, 2]
+    assert [removal.segment.first for removal in plan(directory, {"default": 0.1}, {}, now_ms=NOW_MS)] == [
+        1,
+        2,
+    ]
 
 
 async def test_a_retention_for_an_unknown_stream_is_a_wrong_setting(tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid, match=r"archive\.keep_days.*'signls'"):
-        plan(tmp_path, {"signls": 1.0}, {})
+        plan(tmp_path, {"signls": 1.0}, {}, now_ms=NOW_MS)
 
 
 # -- reading
+
+
+async def test_the_documented_comparison_measures_the_risk_at_the_entry_and_counts_no_signal_twice(
+    tmp_path: Path,
+) -> None:
+    """A stop that trailed beyond the entry, one of a record without its first stop, and a traded twin."""
+    directory = tmp_path / "archive"
+    sides: dict[str, Any] = {"symbol": "AUSDT", "position_side": PositionSide.LONG}
+    async with archiving(directory, ArchiveSettings(), ManualClock(), drain_limit_s=5) as archive:
+        for name, stop, first_stop in (("trailed", 105, 90), ("older", 90, 0)):
+            decision = Decision(
+                **sides,
+                **{"signal_id": name, "reason": "", "detail": "", "rank": 1, "cycle": 1, "decided_ms": 0},
+                outcome=DecisionOutcome.ACCEPTED,
+                quantity=Decimal(1),
+            )
+            position = Position(
+                **sides,
+                **{"position_id": name, "signal_id": name, "leverage": 1, "opened_ms": 1, "closed_ms": 2},
+                **{"quantity": Decimal(0), "entry_price": Decimal(100), "target": Decimal(120)},
+                **{"margin": Decimal(100), "stop": Decimal(stop), "first_stop": Decimal(first_stop)},
+                realised_pnl=Decimal(5),
+            )
+            await archive.put("decisions", decision)
+            await archive.put("positions", position)
+        for name, traded in (("trailed", True), ("alone", False)):
+            shadow = ShadowPosition(
+                **sides,
+                **{"position_id": name, "signal_id": name, "entry": 100.0, "stop": 90.0, "target": 120.0},
+                **{"opened_ms": 1, "checked_ms": 2, "closed_ms": 2, "outcome_r": -1.0, "traded": traded},
+            )
+            await archive.put("shadow_outcomes", shadow)
+    (sql,) = (
+        found.split("```")[0]
+        for found in DOCUMENTED.split("```sql\n")[1:]
+        if "mean_r" in found.split("```")[0]
+    )
+    rows = {row["kind"]: (row["trades"], row["mean_r"]) for row in asked(directory, sql, tmp_path)}
+    assert rows == {"real": (2, 0.5), "shadow": (1, -1.0)}
 
 
 async def test_a_query_that_is_wrong_is_one_message(tmp_path: Path) -> None:
@@ -501,3 +686,51 @@ def test_a_condition_compares_numbers_as_numbers_and_looks_into_maps(text: str, 
 def test_a_condition_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(ConditionInvalid, match="FIELD OP VALUE"):
         condition("just words")
+
+
+async def test_a_record_stamped_in_the_future_makes_no_other_old(tmp_path: Path) -> None:
+    await record(tmp_path, days=2, each=1, stream="cycles")
+    for day in (3, 50_000, 4):
+        async with archiving(
+            tmp_path, ArchiveSettings(), ManualClock(day * DAY_MS), drain_limit_s=5
+        ) as archive:
+            await archive.put("cycles", adjustment(day))
+    await record(tmp_path, days=3, each=1)
+    compact(tmp_path, newest=True)
+    assert plan(tmp_path, {"default": 3.5}, {}, now_ms=4 * DAY_MS) == []
+    removals = plan(tmp_path, {"default": 1.5}, {}, now_ms=4 * DAY_MS)
+    assert [(one.segment.stream, one.segment.first) for one in removals] == [
+        ("adjustments", 1),
+        ("cycles", 1),
+        ("cycles", 2),
+    ]
+
+
+async def test_a_plan_that_is_carried_out_late_never_takes_back_what_was_pruned(tmp_path: Path) -> None:
+    await record(tmp_path, days=4, each=1)
+    compact(tmp_path)
+    early = plan(tmp_path, {"default": 2.5}, {}, now_ms=NOW_MS)
+    later = plan(tmp_path, {"default": 1.5}, {}, now_ms=NOW_MS)
+    assert (len(early), len(later)) == (0, 1)
+    both = plan(tmp_path, {"default": 0.5}, {}, now_ms=NOW_MS)
+    prune(tmp_path, both)
+    prune(tmp_path, later)
+    assert pruned_until(tmp_path, "adjustments") == len(both)
+    assert report(tmp_path).findings == []
+
+
+async def test_prune_plans_only_what_it_may_remove(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await record(tmp_path / "archive", days=3, each=1)
+    compact(tmp_path / "archive")
+    config = tmp_path / "config.toml"
+    config.write_text("[archive]\nkeep_days = { default = 0.5 }\n")
+    argv = ["archive", "prune", "--config", str(config), "--data-dir", str(tmp_path)]
+    with only_upkeep(tmp_path / "archive"):
+        assert run_command(argv) == EXIT_DATA_DIRECTORY
+        assert "older than" not in capsys.readouterr().out
+        assert run_command([*argv, "--dry-run"]) == EXIT_OK
+        assert "would remove 1 segments" in capsys.readouterr().out
+    assert run_command(argv) == EXIT_OK
+    assert "removed 1 segments" in capsys.readouterr().out

@@ -424,7 +424,7 @@ async def test_what_a_segment_has_already_is_not_replayed(tmp_path: Path) -> Non
     assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(50)]
 
 
-async def test_while_the_disk_refuses_exits_are_journalled_until_it_is_full_and_resume_by_themselves(
+async def test_while_the_disk_refuses_records_are_journalled_until_it_is_full_and_written_once_it_takes(
     tmp_path: Path,
 ) -> None:
     settings = ArchiveSettings(flush_after_s=3_600.0, journal_bytes=65_536)
@@ -463,7 +463,9 @@ async def test_a_disk_that_syncs_slowly_is_written_to_meanwhile_and_slows_the_pr
                 await asyncio.sleep(0.001)
             assert not producing.done()
             assert archive.statistics().streams["orders"].depth <= 50
-            assert archive.statistics().journal_bytes <= 65_536 * 3 // 4, "the reserve is for exits"
+            assert archive.statistics().journal_bytes <= 65_536 * 3 // 4, (
+                "the reserve is for a disk that refuses"
+            )
             disk.fault = ""
             disk.gate.set()
     assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == [str(n) for n in range(1_000)]
@@ -501,6 +503,45 @@ async def test_a_long_record_waits_for_a_disk_that_refuses_and_keeps_its_place(t
         await put_many(archive, range(1, 3))
         await until(lambda: archive.writable)
     assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_long_record_that_is_cancelled_leaves_nothing_and_its_number_to_the_next(
+    tmp_path: Path, again: bool
+) -> None:
+    disk = Disk()
+    async with archiving(
+        tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        await archive.put("orders", adjustment(0, reason="x" * 2_000_000))
+        disk.fault = "hang sync"
+        putting = asyncio.create_task(archive.put("orders", adjustment(1, reason="x" * 2_000_000)))
+        await until(lambda: len(disk.writes) == 2)
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        disk.fault = ""
+        assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == ["0"]
+        if again:
+            await archive.put("orders", adjustment(2, reason="x" * 2_000_000))
+    kept = [(line["seq"], line["adjustment_id"]) for line in lines(tmp_path, "orders")]
+    assert kept == [(1, "0"), (2, "2")][: 1 + again]
+
+
+async def test_what_a_refused_sync_left_at_the_end_of_a_day_is_not_repeated_on_the_next(
+    tmp_path: Path,
+) -> None:
+    clock, disk = ManualClock(DAY_MS), Disk()
+    async with archiving(tmp_path, NEVER_BY_AGE, clock, drain_limit_s=5, open_segment=disk.open) as archive:
+        await put_many(archive, range(50))
+        await until(lambda: archive.archived["orders"] == 50)
+        disk.fault = "sync"
+        await put_many(archive, range(50, 100))
+        await until(lambda: not archive.writable)
+        clock.advance_to(2 * DAY_MS)
+        disk.fault = ""
+        await until(lambda: archive.writable)
+    assert [line["seq"] for line in lines(tmp_path, "orders")] == list(range(1, 101))
 
 
 async def test_nan_and_the_infinities_are_kept_as_null(tmp_path: Path) -> None:

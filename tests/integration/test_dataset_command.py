@@ -6,11 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from service.archive.archiver import archiving
+from service.bench.archive import example_signal
 from service.cli import run_command
+from service.clock import ManualClock
 from service.errors import EXIT_DATA, EXIT_DATA_DIRECTORY, EXIT_SETTINGS
+from service.learning import dataset
 from service.learning.dataset import Dataset
+from service.settings import ArchiveSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,13 +91,57 @@ def test_bad_input_is_one_message_and_an_exit_code(
     tmp_path: Path, arguments: list[str], code: int, words: str
 ):
     made(tmp_path / "data", 2_000)
+    assert words in refusal(tmp_path, arguments, code)
+
+
+def refusal(directory: Path, arguments: list[str], code: int) -> str:
+    """The message of a command that ends with this code, run in a directory."""
     done = subprocess.run(
         [sys.executable, "-m", "service", "dataset", *arguments],
-        cwd=tmp_path,
+        cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == code
-    assert words in json.loads(done.stdout)["message"]
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (code, "")
+    message: str = json.loads(done.stdout)["message"]
+    return message
+
+
+async def test_a_history_that_needs_more_memory_is_one_message_with_what_to_do(tmp_path: Path) -> None:
+    """Lines want buffers for the longest one: more than the least that is left for them here."""
+    signal = example_signal()
+    async with archiving(
+        tmp_path / "data" / "archive", ArchiveSettings(), ManualClock(86_400_000), drain_limit_s=5
+    ) as archive:
+        for number in range(10):
+            changed = {"signal_id": f"{signal.strategy}:{number}", "candle_close_ms": number}
+            await archive.put("signals", msgspec.structs.replace(signal, **changed))
+    build = ["build", "--data-dir", "data", "--out", "set", "--memory-mb", "100"]
+    message = refusal(tmp_path, build, EXIT_DATA)
+    assert "64 MB, which --memory-mb 100 leaves" in message
+    assert "--chunk-records" in message
+
+
+def test_a_damaged_file_is_one_message_with_what_to_do(tmp_path: Path):
+    data = made(tmp_path / "data", 2_000)
+    next((data / "archive" / "signals").rglob("*.parquet")).write_bytes(b"PAR1 and no more PAR1")
+    build = ["build", "--data-dir", "data", "--out", "set"]
+    assert "perpd archive verify" in refusal(tmp_path, build, EXIT_DATA)
+
+
+def test_no_segment_goes_while_a_dataset_is_made_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = made(tmp_path / "data", 2_000)
+    compact = ["archive", "compact", "--data-dir", str(data)]
+    codes = []
+    original = dataset.build
+
+    def meanwhile(*arguments, **named):
+        codes.append(run_command(compact))
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(dataset, "build", meanwhile)
+    build = ["dataset", "build", "--data-dir", str(data), "--out", str(tmp_path / "set")]
+    assert run_command(build) == 0
+    assert codes == [EXIT_DATA_DIRECTORY]
+    assert run_command(compact) == 0

@@ -57,7 +57,7 @@ def test_what_is_not_released_is_found_again_in_order_however_often_the_ring_wen
     journal.close()
 
 
-def test_the_reserve_is_room_for_exits_only(tmp_path: Path) -> None:
+def test_the_reserve_is_room_only_while_the_disk_refuses(tmp_path: Path) -> None:
     journal = open_journal(tmp_path, CAPACITY)
     line = b"x" * 1_000
     while journal.append(b"orders", 1, line, use_reserve=False) >= 0:
@@ -103,6 +103,67 @@ def test_a_damaged_entry_in_the_middle_is_set_aside_and_those_behind_it_count(tm
     again, held = reopened(tmp_path)
     assert [sequence for _, sequence, _ in held] == [1, 3]
     assert again.torn_bytes == 0, "what was set aside is not found damaged again"
+    again.close()
+
+
+def damaged_journal(directory: Path, places: dict[int, bytes]) -> None:
+    path = directory / "journal"
+    data = bytearray(path.read_bytes())
+    for place, content in places.items():
+        data[4_096 + place : 4_096 + place + len(content)] = content
+    path.write_bytes(data)
+
+
+FIELDS = {"checksum": 0, "length": 4, "position": 8, "sequence": 16, "stream": 24, "line": 41}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("damaged", [[1], [2, 3], [1, 3, 5], [6]])
+def test_whichever_part_of_an_entry_is_damaged_every_whole_one_counts(
+    tmp_path: Path, field: str, damaged: list[int]
+) -> None:
+    journal = open_journal(tmp_path, CAPACITY)
+    places = {
+        n: journal.append(b"fills", n, b"line %d " % n * 30, use_reserve=False) % CAPACITY
+        for n in range(1, 7)
+    }
+    journal.close()
+    damaged_journal(tmp_path, {places[n] + FIELDS[field]: b"\x05\x01" for n in damaged})
+    whole = [n for n in places if n not in damaged]
+
+    again, held = reopened(tmp_path)
+
+    assert [sequence for _, sequence, _ in held] == whole
+    if damaged != [6] or field not in ("position", "length"):
+        kept = (tmp_path / TORN_NAME).read_bytes()
+        assert len(kept) == again.torn_bytes == sum(_size(n) for n in damaged)
+    position = again.append(b"fills", 7, b"line 7\n", use_reserve=False)
+    assert position >= again.start
+    again.close()
+    again, held = reopened(tmp_path)
+    assert [sequence for _, sequence, _ in held] == [*whole, 7]
+    assert again.torn_bytes == 0, "what was set aside is not found damaged again"
+    again.close()
+
+
+def _size(number: int) -> int:
+    return (40 + len(b"line %d " % number * 30) + 7) // 8 * 8
+
+
+def test_entries_behind_a_damaged_one_count_beyond_the_rings_end(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, CAPACITY)
+    while journal.end % CAPACITY < CAPACITY - 5_000:
+        last = journal.append(b"fills", 1, b"x" * 1_000, use_reserve=True)
+    journal.release(last)
+    positions = [journal.append(b"fills", n, b"y" * 1_500, use_reserve=True) for n in range(2, 8)]
+    assert sorted(positions, key=lambda position: position % CAPACITY) != positions, "they go round"
+    journal.close()
+    # All but the first and the last, and the padding between them.
+    damaged_journal(tmp_path, {position % CAPACITY + 8: b"\xff" * 4 for position in positions[1:-1]})
+
+    again, held = reopened(tmp_path)
+
+    assert [sequence for _, sequence, _ in held] == [1, 2, 7]
     again.close()
 
 
