@@ -396,6 +396,8 @@ class NurseryPool(AnalysisExecutor):
             worker.pid = answer
             self._stillborn = 0
             self._watch(worker)
+            if worker.retired:  # while it was starting, when nobody could tell it to go
+                self._retire(worker, worker.retired)
             return
         succeeded, value, own_bytes = answer
         future = worker.tasks.popleft().future

@@ -1,6 +1,7 @@
 """Worker processes: their work, their deaths and their replacements."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,10 @@ from service.analysis.nursery import spawn_nursery
 from service.analysis.pool import InlineExecutor, NurseryPool, WorkersUnavailable, open_pool
 from service.analysis.worker import describe_strategy
 from service.errors import StrategyInvalid, WorkerLost
-from service.settings import AnalysisSettings, StrategySettings
+from service.monitor.budget import Level
+from service.monitor.guard import MemoryGuard
+from service.records import Load
+from service.settings import AnalysisSettings, MonitorSettings, StrategySettings
 
 # Functions of the standard library serve as tasks: workers know no test module.
 WAIT_FOR_EVER = (time.sleep, 3_600)
@@ -292,3 +296,72 @@ async def test_the_pool_gets_smaller_and_larger_again(pool):
     pool.resize(3)
     await until(lambda: len(pool.pids) == 3)
     assert pool.workers == 3
+
+
+async def test_workers_told_to_go_while_they_start_are_replaced_and_not_kept_idle(pool):
+    pool.resize(1)
+    pool.replace_workers("test")
+    async with asyncio.timeout(20):
+        assert await result(pool.submit(divmod, 9, 7)) == (1, 2)
+    pool.resize(2)
+    await until(lambda: len(pool.pids) == 2)
+    assert pool.replaced == 2
+    pids = {await result(pool.submit_to(place, os.getpid)) for place in range(2)}
+    assert pids == set(pool.pids)
+
+
+class Memory:
+    """A sampler whose readings the test sets."""
+
+    limit_mb = 100.0
+    pss_mb_last = 10.0
+
+    def sample(self):
+        return Load(memory_fraction=self.pss_mb_last / self.limit_mb, cpu_fraction=0.0)
+
+    def group_fraction(self):
+        return 0.0
+
+    def pressure_pct(self):
+        return None
+
+
+class NoRecorder:
+    def record(self, operation, seconds):
+        """Nobody asks."""
+
+    def count(self, name, amount=1):
+        """Nobody asks."""
+
+
+async def test_a_lost_nursery_between_level_high_and_its_end_costs_no_worker_for_ever(pool):
+    memory = Memory()
+    settings = MonitorSettings(memory_levels=(0.7, 0.8, 0.9), memory_calm_s=0.0, memory_growth_hours=0.05)
+    seconds = itertools.count()
+    guard = MemoryGuard(
+        settings,
+        memory,
+        NoRecorder(),
+        workers=pool,
+        shrink=lambda on: None,
+        flush_early=lambda on: None,
+        quiet=lambda on: None,
+        stop=lambda reason: None,
+        monotonic_s=lambda: float(next(seconds)),
+    )
+    await result(pool.submit(os.getpid))
+    old = pool.nursery_pid
+    os.kill(old, signal.SIGKILL)
+    await until(lambda: pool.nursery_pid != old)  # its workers are starting: none has a process id
+    assert pool.pids == []
+    memory.pss_mb_last = 85.0
+    guard.sample()
+    guard.sample()
+    assert (guard.level, pool.workers) == (Level.HIGH, 1)
+    memory.pss_mb_last = 10.0
+    guard.sample()
+    guard.sample()
+    assert (guard.level, pool.workers) == (Level.NORMAL, 2)
+    async with asyncio.timeout(20):
+        assert await result(pool.submit(divmod, 9, 7)) == (1, 2)
+    await until(lambda: len(pool.pids) == 2)
