@@ -310,13 +310,15 @@ class NurseryPool(AnalysisExecutor):
 
     def _hand_out(self) -> None:
         while self._pending:
+            if self._pending[0].future.cancelled():
+                self._pending.popleft().begin()  # also while no worker is free: nobody waits for it
+                continue
             free = [w for w in self._workers if len(w.tasks) < _IN_FLIGHT and not w.retired]
             if not free:
                 return
             task = self._pending.popleft()
-            if not task.begin():
-                continue  # cancelled while it waited
-            self._give(self._chosen(free, task.prefers), task)
+            if task.begin():
+                self._give(self._chosen(free, task.prefers), task)
 
     def _chosen(self, free: list[_Worker], prefers: int | None) -> _Worker:
         if prefers is not None:

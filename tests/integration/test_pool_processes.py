@@ -310,6 +310,16 @@ async def test_workers_told_to_go_while_they_start_are_replaced_and_not_kept_idl
     assert pids == set(pool.pids)
 
 
+async def test_tasks_cancelled_while_no_worker_is_free_do_not_pile_up(pool):
+    hung = [pool.submit(*WAIT_FOR_EVER) for _ in range(4)]
+    for _ in range(3):
+        waiting = [pool.submit(divmod, n, 7) for n in range(10)]
+        assert all(future.cancel() for future in waiting)
+    last = pool.submit(divmod, 9, 7)
+    assert pool.depth == len(hung) + 1
+    assert last.cancel()
+
+
 class Memory:
     """A sampler whose readings the test sets."""
 
