@@ -17,7 +17,8 @@ import structlog
 import uvloop
 
 from service.analysis.analyzer import ParallelAnalyzer
-from service.analysis.pool import InlineExecutor, NurseryPool, open_pool
+from service.analysis.inline import InlineExecutor
+from service.analysis.pool import NurseryPool, open_pool
 from service.archive.archiver import DataArchiver, archiving
 from service.archive.keeper import Keeper
 from service.clock import WallClock

@@ -16,7 +16,8 @@ import structlog
 
 from service.analysis.backlog import Backlog
 from service.analysis.batching import batch_size, in_batches
-from service.analysis.pool import AnalysisExecutor, WorkersUnavailable
+from service.analysis.executor import AnalysisExecutor
+from service.analysis.pool import WorkersUnavailable
 from service.analysis.worker import (
     BatchAnswer,
     Outcome,

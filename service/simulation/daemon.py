@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from service.analysis.analyzer import ParallelAnalyzer
-from service.analysis.pool import InlineExecutor
+from service.analysis.inline import InlineExecutor
 from service.archive.archiver import DataArchiver
 from service.daemon import OpenDaemon
 from service.exchange.access import Access

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import pytest
 
+from service.analysis import inline
+from service.analysis.inline import InlineExecutor
 from service.analysis.nursery import spawn_nursery
-from service.analysis.pool import InlineExecutor, NurseryPool, WorkersUnavailable, open_pool
+from service.analysis.pool import NurseryPool, WorkersUnavailable, open_pool
 from service.analysis.worker import describe_strategy
 from service.errors import StrategyInvalid, WorkerLost
 from service.monitor.budget import Level
@@ -280,6 +283,31 @@ def test_the_inline_executor_answers_fails_and_interrupts():
     with pytest.raises(WorkerLost, match="time limit"):
         executor.submit(*WAIT_FOR_EVER).result()
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def raise_signal():
+    signal.raise_signal(signal.SIGALRM)
+
+
+class Late(Future):
+    """A future in which the alarm goes off while it takes the result: the task itself is done."""
+
+    def set_result(self, result):
+        raise_signal()
+        super().set_result(result)
+
+    def set_exception(self, exception):
+        raise_signal()
+        super().set_exception(exception)
+
+
+def test_a_limit_that_comes_when_the_task_has_ended_interrupts_nobody(monkeypatch):
+    monkeypatch.setattr(inline, "Future", Late)
+    executor = InlineExecutor(limit_s=30.0)
+    assert executor.submit(divmod, 9, 7).result() == (1, 2)
+    assert isinstance(executor.submit(divmod, 9, 0).exception(), ZeroDivisionError)
+    with pytest.raises(WorkerLost, match="time limit"):
+        executor.submit(raise_signal).result()
 
 
 async def test_no_workers_means_no_process():
