@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from service.analysis.limit import LimitReached
 from service.analysis.series import SeriesMemo
 from service.errors import SettingsInvalid
 from service.market.candles import CandleStore
@@ -165,9 +166,11 @@ def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> 
     view = view_of(store, row, symbol, prepared.memo)
     try:
         return Outcome(sequence, checked_signal(facts.name, view, prepared.strategy.analyse(view)))
+    except LimitReached:
+        raise
     except StrategyBroke as error:
         return Outcome(-1, failed=_sendable(str(error)))
-    except (Exception, SystemExit) as error:  # noqa: BLE001  somebody else's code: the next symbol goes on
+    except BaseException as error:  # noqa: BLE001  somebody else's code; Ctrl-C is a signal the loop handles
         return Outcome(-1, failed=_sendable(describe(error)))
 
 

@@ -25,7 +25,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "breakout.
 SYMBOLS = [*(f"S{i}USDT" for i in range(36)), "币安人生USDT"]
 
 STRATEGY = '''
-import os, signal, time
+import asyncio, os, signal, time
 from pathlib import Path
 from service.records import PositionSide
 from service.strategies.base import SignalDraft
@@ -38,6 +38,9 @@ class Mine:
     name = "mine"
     timeframes = ("5m",)
     candles = 2
+
+    class Own(BaseException):
+        pass
 
     def __init__(self, options):
         pass
@@ -60,6 +63,14 @@ class Mine:
             raise ValueError("\\ud800 is no text")
         if word == "exit":
             raise SystemExit("that is all")
+        if word == "interrupt":
+            raise KeyboardInterrupt("as Ctrl-C would")
+        if word == "end a generator":
+            raise GeneratorExit("no more")
+        if word == "cancel":
+            raise asyncio.CancelledError("nobody waits")
+        if word == "raise its own":
+            raise Mine.Own("of no family")
         if word == "many":
             return [1] * 1_000_000
         candles = view.candles("5m")
@@ -229,6 +240,10 @@ async def test_a_row_being_written_is_skipped_and_analysed_once_it_is_stable(sto
         ("raise a book", "ValueError: no such luck, no such luck"),
         ("raise half a pair", "ValueError: ? is no text"),
         ("exit", "SystemExit: that is all"),
+        ("interrupt", "KeyboardInterrupt: as Ctrl-C would (mine.py:"),
+        ("end a generator", "GeneratorExit: no more (mine.py:"),
+        ("cancel", "CancelledError: nobody waits (mine.py:"),
+        ("raise its own", "Own: of no family (mine.py:"),
         ("many", "returned list"),
         ("nan", "entry is nan"),
         ("shape", "entry is ndarray"),
