@@ -15,7 +15,7 @@ import msgspec
 
 from service.analysis.limit import LimitReached
 from service.analysis.series import SeriesMemo
-from service.errors import SettingsInvalid
+from service.errors import SettingsInvalid, StrategyInvalid
 from service.market.candles import CandleStore
 from service.records import Signal
 from service.settings import StrategySettings
@@ -27,7 +27,7 @@ from service.strategies.base import (
     candle_close_ms,
     checked_signal,
 )
-from service.strategies.loader import describe, load_strategy
+from service.strategies.loader import describe, file_mark, load_strategy
 
 _READ_ATTEMPTS = 3
 _CLOCK_TIMEFRAME = "5m"  # its newest candle dates the signal
@@ -39,14 +39,20 @@ Place = tuple[int, str]
 class Task:
     """What all batches of one analyser share. It goes with each of them, so it is pickled only once."""
 
-    __slots__ = ("collect", "sent", "store_path", "strategy")
+    __slots__ = ("collect", "mark", "sent", "store_path", "strategy")
 
-    def __init__(self, store_path: str, strategy: StrategySettings, collect: bool) -> None:
-        """`collect`: collect garbage after each batch."""
+    def __init__(
+        self, store_path: str, strategy: StrategySettings, collect: bool, mark: str | None = None
+    ) -> None:
+        """Reads the strategy's own file.
+
+        Args: collect: garbage is collected after each batch; mark: what that file is known by, None to look.
+        """
         self.store_path = store_path
         self.strategy = strategy
         self.collect = collect
-        self.sent = pickle.dumps((store_path, strategy, collect))
+        self.mark = file_mark(strategy.name) if mark is None else mark
+        self.sent = pickle.dumps((store_path, strategy, collect, self.mark))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _received_task, (self.sent,)
@@ -87,12 +93,22 @@ class _Prepared:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        _require_unchanged(task)
         self.strategy, self.facts = _load(task.strategy)
+        _require_unchanged(task)  # nor while it was loaded
         self.store = CandleStore.attach(Path(task.store_path))
         if absent := set(self.facts.timeframes) - set(self.store.timeframes):
             raise SettingsInvalid(f"the candle store does not keep {', '.join(sorted(absent))}")
         self.memo = SeriesMemo(self.store)
         self.needed = tuple(dict.fromkeys((*self.facts.timeframes, _CLOCK_TIMEFRAME)))
+
+
+def _require_unchanged(task: Task) -> None:
+    """Results are stored under the code the daemon identified; no worker runs any other."""
+    if file_mark(task.strategy.name) != task.mark:
+        raise StrategyInvalid(
+            f"strategy {task.strategy.name}: its file changed since the start; restart perpd to use it"
+        )
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -13,6 +13,7 @@ import pytest
 from service.analysis.analyzer import ParallelAnalyzer
 from service.analysis.nursery import spawn_nursery
 from service.analysis.pool import open_pool
+from service.analysis.worker import forget
 from service.errors import SettingsInvalid, StrategyInvalid
 from service.learning.feature_cache import FeatureCache
 from service.market.candles import CandleStore
@@ -352,6 +353,24 @@ async def test_a_strategy_broken_in_itself_is_refused_in_one_line_and_the_worker
             await analyzer.describe_strategy()
         assert len(str(caught.value)) < 600
         assert pool.lost == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_a_strategy_edited_while_perpd_runs_is_refused_and_never_mixed_with_the_old(
+    store, strategy, tmp_path, workers
+):
+    file = tmp_path / "mine.py"
+    async with analysing(store, strategy=strategy, workers=workers) as (analyzer, pool):
+        before = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
+        file.write_text(STRATEGY.replace("close * 1.2", "close * 1.3"))
+        forget()  # as a new process, where there are no workers
+        for pid in list(pool.pids):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(StrategyInvalid, match="its file changed since the start; restart perpd"):
+            await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
+        file.write_text(STRATEGY)
+        again = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
+    assert again.signals == before.signals
 
 
 async def test_the_strategy_describes_itself_from_a_worker(store, strategy):
