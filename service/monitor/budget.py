@@ -145,6 +145,38 @@ class MemoryBudget:
         return pressure_pct is not None and 0 < self._pressure_pct <= pressure_pct
 
 
+class CrowdAlarm:
+    """Tells when others fill a control group that we are in: the kernel may then end any process of it.
+
+    From the threshold of level critical on, and until the use stayed below it, less the hysteresis, for the
+    calm time.
+    """
+
+    def __init__(self, settings: MonitorSettings) -> None:
+        self._threshold = settings.memory_levels[Level.CRITICAL - 1]
+        self._hysteresis = settings.memory_hysteresis
+        self._calm_s = settings.memory_calm_s
+        self._calm_since_s: float | None = None
+        self.alarmed = False
+
+    def update(self, fraction: float, now_s: float) -> bool | None:
+        """True when it begins, False when it is over, None otherwise. Args: of the group's limit in use."""
+        if fraction >= self._threshold - self._hysteresis:
+            self._calm_since_s = None
+            if self.alarmed or fraction < self._threshold:
+                return None
+            self.alarmed = True
+            return True
+        if not self.alarmed:
+            return None
+        if self._calm_since_s is None:
+            self._calm_since_s = now_s
+        if now_s - self._calm_since_s < self._calm_s:
+            return None
+        self.alarmed = False
+        return False
+
+
 class GrowthAlarm:
     """Tells when memory grows over hours faster than it may.
 

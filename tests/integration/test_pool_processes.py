@@ -360,6 +360,9 @@ class Memory:
     def group_fraction(self):
         return 0.0
 
+    def foreign_fraction(self):
+        return 0.0
+
     def pressure_pct(self):
         return None
 
