@@ -305,6 +305,8 @@ class OpenDaemon:
             speed=self.clock.speed,
             lag_alarm_ms=settings.monitor.lag_alarm_ms,
             cores=available_cpus(),
+            features_ttl_s=settings.features.ttl_s,
+            features_tier=cache.tier_name,
         )
         self.collector = Collector(monitor, limit_ms=settings.cycle.collect_limit_ms)
         self.status = Status(self.clock, settings.cycle.interval_s)
