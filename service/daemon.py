@@ -578,7 +578,7 @@ class OpenDaemon:
 
     def _calm(self, running: bool) -> bool:
         """Whether the archive's upkeep may run: memory is plentiful and, before it starts, so is the CPU."""
-        if self.guard.level is not Level.NORMAL:
+        if self.guard.upkeep_deferred:
             return False
         needed_mb = self.settings.archive.compact_memory_mb + UPKEEP_MB
         used_mb = self.memory.pss_mb_last + needed_mb

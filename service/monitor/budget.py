@@ -40,7 +40,7 @@ class Reaction(StrEnum):
     SMALLER_CACHES = "smaller caches"
     EARLY_FLUSH = "early archive flush"
     TRIM = "free memory handed back"
-    NO_TRAINING = "training deferred"
+    NO_UPKEEP = "archive upkeep and training deferred"
     FEWER_WORKERS = "workers recycled and reduced"
     QUIET_LOG = "debug and info logs dropped"
     NO_ENTRIES = "no new entries"
@@ -54,7 +54,7 @@ GRADES: dict[Level, tuple[Reaction, ...]] = {
         Reaction.SMALLER_CACHES,
         Reaction.EARLY_FLUSH,
         Reaction.TRIM,
-        Reaction.NO_TRAINING,
+        Reaction.NO_UPKEEP,
     ),
     Level.HIGH: (Reaction.FEWER_WORKERS, Reaction.QUIET_LOG, Reaction.NO_ENTRIES),
     Level.CRITICAL: (Reaction.RESTART,),

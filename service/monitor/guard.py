@@ -105,7 +105,7 @@ class MemoryGuard:
         self._crowd = CrowdAlarm(settings)
         self._no_entries = ""  # why the level allows none, or ""
         self._crowded = ""  # why others in our control group allow none, or ""
-        self.training_deferred = ""  # why no training may start now, or ""
+        self.upkeep_deferred = ""  # why neither the archive's upkeep nor training may run now, or ""
         self.load = Load(memory_fraction=0.0, cpu_fraction=0.0)
 
     @property
@@ -186,8 +186,8 @@ class MemoryGuard:
                 self._flush_early(True)
             case Reaction.TRIM:
                 self._trim()
-            case Reaction.NO_TRAINING:
-                self.training_deferred = f"memory {self.level.name.lower()}: {reason}"
+            case Reaction.NO_UPKEEP:
+                self.upkeep_deferred = f"memory {self.level.name.lower()}: {reason}"
             case Reaction.FEWER_WORKERS:
                 self._workers.resize(max(1, self._all_workers // 2))
                 self._workers.replace_workers(f"memory {self.level.name.lower()}")
@@ -209,8 +209,8 @@ class MemoryGuard:
                 self._flush_early(False)
             case Reaction.FEWER_WORKERS:
                 self._workers.resize(self._all_workers)
-            case Reaction.NO_TRAINING:
-                self.training_deferred = ""
+            case Reaction.NO_UPKEEP:
+                self.upkeep_deferred = ""
             case Reaction.NO_ENTRIES:
                 self._no_entries = ""
             case Reaction.QUIET_LOG:

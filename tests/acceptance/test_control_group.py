@@ -18,7 +18,7 @@ ELEVATED = [
     "smaller caches",
     "early archive flush",
     "free memory handed back",
-    "training deferred",
+    "archive upkeep and training deferred",
 ]
 HIGH = [
     "high",

@@ -1,15 +1,18 @@
 """The guard performs the plan: each reaction once, undone when the level falls."""
 
+from types import SimpleNamespace
+
 import pytest
 from structlog.testing import capture_logs
 
 from service.clock import WallClock
+from service.daemon import OpenDaemon
 from service.monitor.budget import Level
 from service.monitor.guard import MEMORY_CRITICAL, MemoryGuard, trim
 from service.monitor.memory import MemorySampler
 from service.monitor.performance import PerformanceMonitor
 from service.records import Load
-from service.settings import MonitorSettings
+from service.settings import MonitorSettings, Settings
 
 SETTINGS = MonitorSettings(memory_levels=(0.7, 0.8, 0.9), memory_calm_s=0.0, memory_growth_hours=0.05)
 
@@ -101,15 +104,31 @@ def test_what_a_level_did_is_undone_when_it_falls(guard: MemoryGuard, machine: M
     guard.sample()
     guard.sample()
     assert guard.entries_off
-    assert guard.training_deferred == "memory elevated: 85% of the limit in use"
+    assert guard.upkeep_deferred == "memory elevated: 85% of the limit in use"
     acts.done.clear()
     machine.fraction = 0.3
     guard.sample()
     guard.sample()
     assert acts.done == [("quiet", False), ("resize", 4), ("flush early", False), ("shrink", False)]
     assert guard.entries_off == ""
-    assert guard.training_deferred == ""
+    assert guard.upkeep_deferred == ""
     assert guard.in_force == []
+
+
+def test_the_archives_upkeep_waits_for_as_long_as_the_reaction_says(
+    guard: MemoryGuard, machine: Machine
+) -> None:
+    daemon = SimpleNamespace(guard=guard, memory=machine, settings=Settings())
+    machine.limit_mb = 1_000.0
+    guard.sample()
+    assert OpenDaemon._calm(daemon, False)
+    machine.fraction = 0.75
+    guard.sample()
+    assert "archive upkeep and training deferred" in guard.in_force
+    assert not OpenDaemon._calm(daemon, True)
+    machine.fraction = 0.1
+    guard.sample()
+    assert OpenDaemon._calm(daemon, True)
 
 
 def test_each_level_and_reaction_is_logged_once_with_its_reason(guard: MemoryGuard, machine: Machine) -> None:
@@ -123,7 +142,7 @@ def test_each_level_and_reaction_is_logged_once_with_its_reason(guard: MemoryGua
         ("memory reaction", "smaller caches"),
         ("memory reaction", "early archive flush"),
         ("memory reaction", "free memory handed back"),
-        ("memory reaction", "training deferred"),
+        ("memory reaction", "archive upkeep and training deferred"),
     ]
     assert {line["reason"] for line in lines} == {"75% of the limit in use"}
 
