@@ -30,7 +30,8 @@ from service.strategies.base import (
 from service.strategies.loader import describe, file_mark, load_strategy
 
 _READ_ATTEMPTS = 3
-_CLOCK_TIMEFRAME = "5m"  # its newest candle dates the signal
+CLOCK_TIMEFRAME = "5m"
+"""Its newest candle dates a result."""
 
 Place = tuple[int, str]
 """A row of the candle store and the symbol expected there."""
@@ -100,7 +101,7 @@ class _Prepared:
         if absent := set(self.facts.timeframes) - set(self.store.timeframes):
             raise SettingsInvalid(f"the candle store does not keep {', '.join(sorted(absent))}")
         self.memo = SeriesMemo(self.store)
-        self.needed = tuple(dict.fromkeys((*self.facts.timeframes, _CLOCK_TIMEFRAME)))
+        self.needed = tuple(dict.fromkeys((*self.facts.timeframes, CLOCK_TIMEFRAME)))
 
 
 def _require_unchanged(task: Task) -> None:
@@ -197,7 +198,7 @@ def view_of(store: CandleStore, row: int, symbol: str, memo: SeriesMemo | None =
         # the named constructor costs twice as much, and this runs for every series
         return tuple.__new__(Candles, store.columns(row, timeframe, store.candles))
 
-    close_ms = candle_close_ms(store.last_open_ms(row, _CLOCK_TIMEFRAME), _CLOCK_TIMEFRAME)
+    close_ms = candle_close_ms(store.last_open_ms(row, CLOCK_TIMEFRAME), CLOCK_TIMEFRAME)
     return MarketView(symbol, close_ms, read, partial(memo.recall, row, read) if memo else None)
 
 
