@@ -17,7 +17,8 @@ import structlog
 import uvloop
 
 from service.analysis.analyzer import ParallelAnalyzer
-from service.analysis.pool import InlineExecutor, NurseryPool, open_pool
+from service.analysis.inline import InlineExecutor
+from service.analysis.pool import NurseryPool, open_pool
 from service.archive.archiver import DataArchiver, archiving
 from service.archive.keeper import Keeper
 from service.clock import WallClock
@@ -305,6 +306,8 @@ class OpenDaemon:
             speed=self.clock.speed,
             lag_alarm_ms=settings.monitor.lag_alarm_ms,
             cores=available_cpus(),
+            features_ttl_s=settings.features.ttl_s,
+            features_tier=cache.tier_name,
         )
         self.collector = Collector(monitor, limit_ms=settings.cycle.collect_limit_ms)
         self.status = Status(self.clock, settings.cycle.interval_s)
@@ -572,7 +575,7 @@ class OpenDaemon:
 
     def _calm(self, running: bool) -> bool:
         """Whether the archive's upkeep may run: memory is plentiful and, before it starts, so is the CPU."""
-        if self.guard.level is not Level.NORMAL:
+        if self.guard.upkeep_deferred:
             return False
         needed_mb = self.settings.archive.compact_memory_mb + UPKEEP_MB
         used_mb = self.memory.pss_mb_last + needed_mb

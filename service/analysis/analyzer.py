@@ -16,8 +16,10 @@ import structlog
 
 from service.analysis.backlog import Backlog
 from service.analysis.batching import batch_size, in_batches
-from service.analysis.pool import AnalysisExecutor, WorkersUnavailable
+from service.analysis.executor import AnalysisExecutor
+from service.analysis.pool import WorkersUnavailable
 from service.analysis.worker import (
+    CLOCK_TIMEFRAME,
     BatchAnswer,
     Outcome,
     Place,
@@ -37,8 +39,7 @@ from service.records import TIMEFRAME_MS, Load, Signal
 from service.settings import AnalysisSettings, StrategySettings
 
 _LANES_PER_WORKER = 2  # batches in flight per worker: one is worked on, one waits beside it
-_CLOCK_TIMEFRAME = "5m"  # its newest candle dates a result
-_CLOCK_MS = TIMEFRAME_MS[_CLOCK_TIMEFRAME]
+_CLOCK_MS = TIMEFRAME_MS[CLOCK_TIMEFRAME]
 _QUARANTINE_CYCLES, _MAX_QUARANTINE_CYCLES = 10, 1_000
 
 log = structlog.get_logger("analysis.analyzer")
@@ -234,7 +235,7 @@ class ParallelAnalyzer:
         """The cache's key of a symbol now; None while its row is being written or has no candle."""
         row, symbol = place
         sequence = self._store.sequence(row)
-        open_ms = self._store.last_open_ms(row, _CLOCK_TIMEFRAME)
+        open_ms = self._store.last_open_ms(row, CLOCK_TIMEFRAME)
         if sequence & 1 or not open_ms:
             return None
         return Lookup(Key(symbol, self._timeframes, open_ms + _CLOCK_MS), row, sequence)

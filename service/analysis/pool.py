@@ -1,4 +1,4 @@
-"""Executors for the analysis: worker processes forked from a nursery, or this process itself."""
+"""The pool of worker processes, forked from a nursery."""
 
 import asyncio
 import contextlib
@@ -8,25 +8,17 @@ import signal
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
-from service.analysis.nursery import HEADER, Nursery, frame, spawn_nursery, start_nursery
+from service.analysis.executor import AnalysisExecutor
+from service.analysis.inline import InlineExecutor
+from service.analysis.nursery import HEADER, Nursery, frame, spawn_nursery
 from service.errors import WorkerLost
 from service.settings import AnalysisSettings
-
-__all__ = [
-    "AnalysisExecutor",
-    "InlineExecutor",
-    "NurseryPool",
-    "WorkersUnavailable",
-    "open_pool",
-    "start_nursery",
-]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,14 +80,6 @@ class _Worker:
         self.answered = 0
         self.retired = ""  # why it gets no more tasks
         self.started_s = 0.0
-
-
-class AnalysisExecutor(Executor):
-    """An Executor whose workers remember what they computed, so that a caller may prefer one of them."""
-
-    def submit_to(self, number: int, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """As `submit`, for this worker if it has room, else for any: a preference never waits."""
-        return self.submit(fn, *args, **kwargs)
 
 
 class NurseryPool(AnalysisExecutor):
@@ -310,13 +294,15 @@ class NurseryPool(AnalysisExecutor):
 
     def _hand_out(self) -> None:
         while self._pending:
+            if self._pending[0].future.cancelled():
+                self._pending.popleft().begin()  # also while no worker is free: nobody waits for it
+                continue
             free = [w for w in self._workers if len(w.tasks) < _IN_FLIGHT and not w.retired]
             if not free:
                 return
             task = self._pending.popleft()
-            if not task.begin():
-                continue  # cancelled while it waited
-            self._give(self._chosen(free, task.prefers), task)
+            if task.begin():
+                self._give(self._chosen(free, task.prefers), task)
 
     def _chosen(self, free: list[_Worker], prefers: int | None) -> _Worker:
         if prefers is not None:
@@ -396,6 +382,8 @@ class NurseryPool(AnalysisExecutor):
             worker.pid = answer
             self._stillborn = 0
             self._watch(worker)
+            if worker.retired:  # while it was starting, when nobody could tell it to go
+                self._retire(worker, worker.retired)
             return
         succeeded, value, own_bytes = answer
         future = worker.tasks.popleft().future
@@ -412,67 +400,6 @@ class NurseryPool(AnalysisExecutor):
             future.set_result(value)
         else:
             future.set_exception(value)
-
-
-class InlineExecutor(AnalysisExecutor):
-    """Runs each task at once in the calling process: the smallest box, no process but the daemon.
-
-    A task that exceeds `limit_s` on the main thread is interrupted and fails with WorkerLost, unless it
-    sits in native code. The caller's loop stands still while a task runs.
-    """
-
-    def __init__(self, *, limit_s: float) -> None:
-        self._limit_s = limit_s
-
-    workers = 0
-    lost = replaced = 0
-    pids: tuple[int, ...] = ()
-
-    def resize(self, workers: int) -> None:
-        """There are none."""
-
-    def replace_workers(self, reason: str) -> None:
-        """There are none."""
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
-        previous = self._start_timer()
-        try:
-            result = fn(*args, **kwargs)
-        except _LimitReached:
-            future.set_exception(WorkerLost(f"interrupted at its time limit of {self._limit_s:g} s"))
-        except Exception as error:  # noqa: BLE001  an executor hands every error to its caller
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-        finally:
-            if previous is not None:
-                signal.setitimer(signal.ITIMER_REAL, 0.0)
-                signal.signal(signal.SIGALRM, previous)
-        return future
-
-    def _start_timer(self) -> Any:
-        try:
-            previous = signal.signal(signal.SIGALRM, _interrupt)
-        except ValueError:
-            return None  # not the main thread: no limit there
-        signal.setitimer(signal.ITIMER_REAL, self._limit_s)
-        return previous
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let go of the candle store and the strategy."""
-        from service.analysis.worker import forget  # numpy and TA-Lib, only where they are used
-
-        forget()
-
-
-class _LimitReached(BaseException):
-    """Not an Exception, so that a strategy's own handlers let it pass."""
-
-
-def _interrupt(number: int, where: FrameType | None) -> None:
-    raise _LimitReached
 
 
 @asynccontextmanager

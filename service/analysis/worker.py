@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
+from service.analysis.limit import LimitReached
 from service.analysis.series import SeriesMemo
-from service.errors import SettingsInvalid
+from service.errors import SettingsInvalid, StrategyInvalid
 from service.market.candles import CandleStore
 from service.records import Signal
 from service.settings import StrategySettings
@@ -26,10 +27,11 @@ from service.strategies.base import (
     candle_close_ms,
     checked_signal,
 )
-from service.strategies.loader import describe, load_strategy
+from service.strategies.loader import describe, file_mark, load_strategy
 
 _READ_ATTEMPTS = 3
-_CLOCK_TIMEFRAME = "5m"  # its newest candle dates the signal
+CLOCK_TIMEFRAME = "5m"
+"""Its newest candle dates a result."""
 
 Place = tuple[int, str]
 """A row of the candle store and the symbol expected there."""
@@ -38,14 +40,20 @@ Place = tuple[int, str]
 class Task:
     """What all batches of one analyser share. It goes with each of them, so it is pickled only once."""
 
-    __slots__ = ("collect", "sent", "store_path", "strategy")
+    __slots__ = ("collect", "mark", "sent", "store_path", "strategy")
 
-    def __init__(self, store_path: str, strategy: StrategySettings, collect: bool) -> None:
-        """`collect`: collect garbage after each batch."""
+    def __init__(
+        self, store_path: str, strategy: StrategySettings, collect: bool, mark: str | None = None
+    ) -> None:
+        """Reads the strategy's own file.
+
+        Args: collect: garbage is collected after each batch; mark: what that file is known by, None to look.
+        """
         self.store_path = store_path
         self.strategy = strategy
         self.collect = collect
-        self.sent = pickle.dumps((store_path, strategy, collect))
+        self.mark = file_mark(strategy.name) if mark is None else mark
+        self.sent = pickle.dumps((store_path, strategy, collect, self.mark))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _received_task, (self.sent,)
@@ -86,12 +94,22 @@ class _Prepared:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        _require_unchanged(task)
         self.strategy, self.facts = _load(task.strategy)
+        _require_unchanged(task)  # nor while it was loaded
         self.store = CandleStore.attach(Path(task.store_path))
         if absent := set(self.facts.timeframes) - set(self.store.timeframes):
             raise SettingsInvalid(f"the candle store does not keep {', '.join(sorted(absent))}")
         self.memo = SeriesMemo(self.store)
-        self.needed = tuple(dict.fromkeys((*self.facts.timeframes, _CLOCK_TIMEFRAME)))
+        self.needed = tuple(dict.fromkeys((*self.facts.timeframes, CLOCK_TIMEFRAME)))
+
+
+def _require_unchanged(task: Task) -> None:
+    """Results are stored under the code the daemon identified; no worker runs any other."""
+    if file_mark(task.strategy.name) != task.mark:
+        raise StrategyInvalid(
+            f"strategy {task.strategy.name}: its file changed since the start; restart perpd to use it"
+        )
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -165,9 +183,11 @@ def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> 
     view = view_of(store, row, symbol, prepared.memo)
     try:
         return Outcome(sequence, checked_signal(facts.name, view, prepared.strategy.analyse(view)))
+    except LimitReached:
+        raise
     except StrategyBroke as error:
         return Outcome(-1, failed=_sendable(str(error)))
-    except (Exception, SystemExit) as error:  # noqa: BLE001  somebody else's code: the next symbol goes on
+    except BaseException as error:  # noqa: BLE001  somebody else's code; Ctrl-C is a signal the loop handles
         return Outcome(-1, failed=_sendable(describe(error)))
 
 
@@ -178,7 +198,7 @@ def view_of(store: CandleStore, row: int, symbol: str, memo: SeriesMemo | None =
         # the named constructor costs twice as much, and this runs for every series
         return tuple.__new__(Candles, store.columns(row, timeframe, store.candles))
 
-    close_ms = candle_close_ms(store.last_open_ms(row, _CLOCK_TIMEFRAME), _CLOCK_TIMEFRAME)
+    close_ms = candle_close_ms(store.last_open_ms(row, CLOCK_TIMEFRAME), CLOCK_TIMEFRAME)
     return MarketView(symbol, close_ms, read, partial(memo.recall, row, read) if memo else None)
 
 

@@ -15,8 +15,9 @@ from service.bench.result import Figure, Result, quantile
 
 if TYPE_CHECKING:
     from service.analysis.analyzer import AnalysisResult, ParallelAnalyzer
+    from service.analysis.inline import InlineExecutor
     from service.analysis.nursery import Nursery
-    from service.analysis.pool import InlineExecutor, NurseryPool
+    from service.analysis.pool import NurseryPool
     from service.bench.market import Rounds
     from service.market.candles import CandleStore
     from service.records import Load

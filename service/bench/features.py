@@ -18,8 +18,9 @@ from service.bench.result import Figure, Result
 
 if TYPE_CHECKING:
     from service.analysis.analyzer import ParallelAnalyzer
+    from service.analysis.inline import InlineExecutor
     from service.analysis.nursery import Nursery
-    from service.analysis.pool import InlineExecutor, NurseryPool
+    from service.analysis.pool import NurseryPool
     from service.learning.feature_cache import FeatureCache
     from service.learning.memory_tier import MemoryTier
     from service.market.candles import CandleStore

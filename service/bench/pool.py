@@ -142,7 +142,8 @@ async def _measure(spec: dict[str, Any], nursery: Any) -> dict[str, Any]:
 
 
 def _executor(spec: dict[str, Any], nursery: Any) -> Executor:
-    from service.analysis.pool import InlineExecutor, NurseryPool
+    from service.analysis.inline import InlineExecutor
+    from service.analysis.pool import NurseryPool
 
     if spec["kind"] == "inline":
         return InlineExecutor(limit_s=60.0)

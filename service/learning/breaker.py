@@ -28,11 +28,6 @@ class Breaker:
     def closed(self) -> bool:
         return not self._pause_s or self._monotonic_s() >= self._until_s
 
-    @property
-    def healthy(self) -> bool:
-        """Whether the last attempt succeeded."""
-        return not self._pause_s
-
     def failed(self, reason: str) -> None:
         self.failures += 1
         if not self._pause_s:

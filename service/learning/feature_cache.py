@@ -89,6 +89,11 @@ class FeatureCache:
         """Whether anything is kept at all."""
         return self._ttl_ms > 0
 
+    @property
+    def tier_name(self) -> str:
+        """The second tier by its class; "" without one."""
+        return type(self._tier).__name__ if self._tier else ""
+
     async def close(self) -> None:
         """Let a put end and the second tier go, within a second each."""
         if self._putting is not None:
@@ -176,7 +181,7 @@ class FeatureCache:
                     [lookups[i].row for i, _ in asked], [token for _, token in asked], now_ms, self._ttl_ms
                 )
         except (CacheUnavailable, TimeoutError) as error:
-            self._breaker.failed(str(error) or f"no answer within {tier.limit_s * 1000:g} ms")
+            self._tier_failed(str(error) or f"no answer within {tier.limit_s * 1000:g} ms")
             return 0
         self._breaker.succeeded()
         hits = 0
@@ -189,6 +194,10 @@ class FeatureCache:
             if not tier.shared:
                 self._written[lookups[i].row] = lookups[i].sequence
         return hits
+
+    def _tier_failed(self, reason: str) -> None:
+        self._breaker.failed(reason)
+        self._recorder.count("features.tier_failures")
 
     def _may_hold(self, lookup: Lookup) -> bool:
         """Our own file holds what we wrote since the start or what it held then; to Redis others write."""
@@ -257,7 +266,7 @@ class FeatureCache:
                     self._ttl_ms,
                 )
         except (CacheUnavailable, TimeoutError) as error:
-            self._breaker.failed(str(error) or f"no answer within {tier.put_limit_s * 1000:g} ms")
+            self._tier_failed(str(error) or f"no answer within {tier.put_limit_s * 1000:g} ms")
             return
         self._breaker.succeeded()
         if not tier.shared:

@@ -3,7 +3,7 @@
 Pure. Each piece of advice names the value, the limit it exceeds and the setting that changes it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -66,6 +66,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     cores: float = 1.0
     workers_replaced: int = 0
     caches: Mapping[str, CacheUse] = {}
+    features_ttl_s: float = 1_800.0
+    features_tier: str = ""  # the feature cache's second tier by its class, "" for none
+    tier_failures: int = 0  # of it
     speed: float = 1.0  # market seconds in a wall second
 
 
@@ -227,21 +230,48 @@ def _caches(facts: Facts) -> Iterator[Advice]:
     possible = max(1 - facts.interval_s * facts.speed / CANDLE_S, 0.0)
     limit = HIT_FRACTION * possible
     for name, use in facts.caches.items():
-        setting = CACHE_SETTINGS.get(name)
-        if setting is None or use.hits + use.misses < LOOKUPS or use.hit_fraction >= limit:
+        remedy = CACHE_REMEDIES.get(name)
+        if remedy is None or use.hits + use.misses < LOOKUPS or use.hit_fraction >= limit:
             continue
+        setting, words = remedy(facts)
         yield Advice(
             f"cache.{name}",
             use.hit_fraction,
             limit,
             setting,
             f"the cache of {name} had {use.hit_fraction:.0%} of {use.hits + use.misses} lookups in the last "
-            f"{_minutes(facts.window_s)} (limit {limit:.0%}, possible {possible:.0%}): raise {setting}",
+            f"{_minutes(facts.window_s)} (limit {limit:.0%}, possible {possible:.0%}): {words}",
         )
 
 
-CACHE_SETTINGS = {"features": "features.ttl_s"}
-"""By cache, what makes it hit more often. Results of the analysis have none: each closed candle ends some."""
+def _features_remedy(facts: Facts) -> tuple[str, str]:
+    """A result is found again until the next 5m candle, if it was kept for so long and had a place."""
+    if facts.features_ttl_s < CANDLE_S:
+        return (
+            "features.ttl_s",
+            f"raise features.ttl_s (now {facts.features_ttl_s:g} s) to a 5m candle's {CANDLE_S:g} s or more",
+        )
+    if facts.tier_failures and facts.features_tier == "RedisTier":
+        return (
+            "features.redis_limit_ms",
+            f"Redis failed {facts.tier_failures} times: mend it or what leads to it, or raise "
+            "features.redis_limit_ms; the log names the reason",
+        )
+    if facts.tier_failures:
+        return (
+            "run.data_dir",
+            f"its slot file in run.data_dir failed {facts.tier_failures} times; the log names the reason",
+        )
+    if facts.features_tier == "SlotFile":
+        return "features.slot_bytes", "results larger than features.slot_bytes find no place: raise it"
+    return "features.max_entries", "raise features.max_entries to the number of symbols or more"
+
+
+CACHE_REMEDIES: dict[str, Callable[[Facts], tuple[str, str]]] = {"features": _features_remedy}
+"""By cache, the setting that makes it hit more often, and words for it.
+
+Results of the analysis have none: each closed candle ends some.
+"""
 
 
 def _minutes(seconds: float) -> str:

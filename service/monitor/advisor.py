@@ -14,6 +14,7 @@ from service.monitor.performance import CacheUse, PerformanceMonitor, cache_use
 
 _EVERY_S = 60.0
 _WINDOW_MARKS = 10  # counters are compared with those of ten minutes ago
+_SLOWEST = 10  # of the last operations of all kinds, shown one by one
 _AGAIN_S = 3_600.0  # the same advice is not told again sooner, however often it comes and goes
 
 log = structlog.get_logger("monitor.advisor")
@@ -42,7 +43,7 @@ class Advisor:
     """Keeps the counters of the last ten minutes, and what was advised.
 
     Args: interval_s: wall seconds between two cycles; speed: market seconds in one of them; cores: that the
-    process may use at once.
+    process may use at once; features_ttl_s, features_tier: how the feature cache keeps results, see Facts.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Advisor:
         speed: float,
         lag_alarm_ms: float,
         cores: float,
+        features_ttl_s: float = 1_800.0,
+        features_tier: str = "",
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._performance = performance
@@ -64,6 +67,8 @@ class Advisor:
         self._speed = speed
         self._lag_alarm_ms = lag_alarm_ms
         self._cores = cores
+        self._features_ttl_s = features_ttl_s
+        self._features_tier = features_tier
         self._monotonic_s = monotonic_s
         self._told_s: dict[str, float] = {}
         self._marks: deque[_Mark] = deque([self._mark()], maxlen=_WINDOW_MARKS)
@@ -121,6 +126,9 @@ class Advisor:
             cores=self._cores,
             workers_replaced=now.replaced - then.replaced,
             caches=cache_use(events),
+            features_ttl_s=self._features_ttl_s,
+            features_tier=self._features_tier,
+            tier_failures=events.get("features.tier_failures", 0),
         )
 
     async def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +155,11 @@ class Advisor:
                 }
                 for kind, found in facts.recent.items()
             },
+            "recent_operations": self._performance.recent_count,
+            "slowest_recent": [
+                {"operation": kind, "seconds": seconds}
+                for kind, seconds in self._performance.slowest(_SLOWEST)
+            ],
             "caches": {name: _use(use) for name, use in cache_use(self._performance.counters).items()},
             "events": dict(self._performance.counters),
             "loop_lag": {"p50_ms": lag.p50_ms, "p99_ms": lag.p99_ms, "longest_ms": lag.longest_ms},

@@ -40,7 +40,7 @@ class Reaction(StrEnum):
     SMALLER_CACHES = "smaller caches"
     EARLY_FLUSH = "early archive flush"
     TRIM = "free memory handed back"
-    NO_TRAINING = "training deferred"
+    NO_UPKEEP = "archive upkeep and training deferred"
     FEWER_WORKERS = "workers recycled and reduced"
     QUIET_LOG = "debug and info logs dropped"
     NO_ENTRIES = "no new entries"
@@ -54,7 +54,7 @@ GRADES: dict[Level, tuple[Reaction, ...]] = {
         Reaction.SMALLER_CACHES,
         Reaction.EARLY_FLUSH,
         Reaction.TRIM,
-        Reaction.NO_TRAINING,
+        Reaction.NO_UPKEEP,
     ),
     Level.HIGH: (Reaction.FEWER_WORKERS, Reaction.QUIET_LOG, Reaction.NO_ENTRIES),
     Level.CRITICAL: (Reaction.RESTART,),
@@ -143,6 +143,38 @@ class MemoryBudget:
 
     def _is_pressed(self, pressure_pct: float | None) -> bool:
         return pressure_pct is not None and 0 < self._pressure_pct <= pressure_pct
+
+
+class CrowdAlarm:
+    """Tells when others fill a control group that we are in: the kernel may then end any process of it.
+
+    From the threshold of level critical on, and until the use stayed below it, less the hysteresis, for the
+    calm time.
+    """
+
+    def __init__(self, settings: MonitorSettings) -> None:
+        self._threshold = settings.memory_levels[Level.CRITICAL - 1]
+        self._hysteresis = settings.memory_hysteresis
+        self._calm_s = settings.memory_calm_s
+        self._calm_since_s: float | None = None
+        self.alarmed = False
+
+    def update(self, fraction: float, now_s: float) -> bool | None:
+        """True when it begins, False when it is over, None otherwise. Args: of the group's limit in use."""
+        if fraction >= self._threshold - self._hysteresis:
+            self._calm_since_s = None
+            if self.alarmed or fraction < self._threshold:
+                return None
+            self.alarmed = True
+            return True
+        if not self.alarmed:
+            return None
+        if self._calm_since_s is None:
+            self._calm_since_s = now_s
+        if now_s - self._calm_since_s < self._calm_s:
+            return None
+        self.alarmed = False
+        return False
 
 
 class GrowthAlarm:

@@ -120,8 +120,8 @@ def process(found: Mappings) -> dict[str, Any]:
     if found.pid != os.getpid() and HEAP in parts:
         del parts[HEAP]
         parts = {
-            "own heap": heap.private,
-            "heap shared with its parent": heap.proportional - heap.private,
+            OWN_HEAP: heap.private,
+            SHARED_HEAP: heap.proportional - heap.private,
         } | parts
     return {
         "pid": found.pid,

@@ -13,6 +13,7 @@ import structlog
 
 from service.errors import LimitTooLow
 from service.monitor.budget import (
+    CrowdAlarm,
     GrowthAlarm,
     Level,
     MemoryBudget,
@@ -101,13 +102,20 @@ class MemoryGuard:
         self._trimming: threading.Thread | None = None
         self.budget = MemoryBudget(settings)
         self.used_fraction = 0.0  # of the limit: the tree's or the control group's, whichever is more
-        self.entries_off = ""  # why nothing may be opened now, or ""
-        self.training_deferred = ""  # why no training may start now, or ""
+        self._crowd = CrowdAlarm(settings)
+        self._no_entries = ""  # why the level allows none, or ""
+        self._crowded = ""  # why others in our control group allow none, or ""
+        self.upkeep_deferred = ""  # why neither the archive's upkeep nor training may run now, or ""
         self.load = Load(memory_fraction=0.0, cpu_fraction=0.0)
 
     @property
     def level(self) -> Level:
         return self.budget.level
+
+    @property
+    def entries_off(self) -> str:
+        """Why nothing may be opened now, or ''."""
+        return self._no_entries or self._crowded
 
     @property
     def in_force(self) -> list[str]:
@@ -142,13 +150,14 @@ class MemoryGuard:
         # At least full: the smallest batches, whatever the CPU says.
         fraction = 1.0 if Reaction.SMALLER_BATCHES in self._in_force else 0.0
         self.load = Load(memory_fraction=max(self.used_fraction, fraction), cpu_fraction=load.cpu_fraction)
+        self._watch_crowd(started_s)
         self._watch_growth(started_s)
         self._recorder.record("memory sample", self._monotonic_s() - started_s)
 
     def _change(self, change: Step) -> None:
         for reaction in change.undo:  # first of all, or a dropped log would drop what is said about it
             self._undo(reaction)
-        tell = log.warning if change.after > change.before else log.info
+        tell = log.warning if change.after > change.before else self._tell_relief()
         tell(
             "memory level",
             memory_level=change.after.name.lower(),
@@ -159,7 +168,7 @@ class MemoryGuard:
         )
         self._recorder.count(f"memory.{change.after.name.lower()}")
         for reaction in change.undo:
-            log.info("memory reaction undone", reaction=reaction.value, reason=change.reason)
+            tell("memory reaction undone", reaction=reaction.value, reason=change.reason)
         for reaction in change.begin:
             log.warning("memory reaction", reaction=reaction.value, reason=change.reason)
             self._begin(reaction, change.reason)
@@ -177,13 +186,13 @@ class MemoryGuard:
                 self._flush_early(True)
             case Reaction.TRIM:
                 self._trim()
-            case Reaction.NO_TRAINING:
-                self.training_deferred = f"memory {self.level.name.lower()}: {reason}"
+            case Reaction.NO_UPKEEP:
+                self.upkeep_deferred = f"memory {self.level.name.lower()}: {reason}"
             case Reaction.FEWER_WORKERS:
                 self._workers.resize(max(1, self._all_workers // 2))
                 self._workers.replace_workers(f"memory {self.level.name.lower()}")
             case Reaction.NO_ENTRIES:
-                self.entries_off = f"memory {self.level.name.lower()}: {reason}"
+                self._no_entries = f"memory {self.level.name.lower()}: {reason}"
             case Reaction.QUIET_LOG:
                 self._quiet(True)
             case Reaction.RESTART:
@@ -200,10 +209,10 @@ class MemoryGuard:
                 self._flush_early(False)
             case Reaction.FEWER_WORKERS:
                 self._workers.resize(self._all_workers)
-            case Reaction.NO_TRAINING:
-                self.training_deferred = ""
+            case Reaction.NO_UPKEEP:
+                self.upkeep_deferred = ""
             case Reaction.NO_ENTRIES:
-                self.entries_off = ""
+                self._no_entries = ""
             case Reaction.QUIET_LOG:
                 self._quiet(False)
             case Reaction.TRIM | Reaction.SMALLER_BATCHES | Reaction.RESTART:
@@ -214,6 +223,29 @@ class MemoryGuard:
         if self._trimming is None or not self._trimming.is_alive():
             self._trimming = threading.Thread(target=trim, name="malloc-trim", daemon=True)
             self._trimming.start()
+
+    def _watch_crowd(self, now_s: float) -> None:
+        """Others fill our control group: nothing we give back helps, but we may be what the kernel ends."""
+        fraction = self._sampler.foreign_fraction()
+        told = self._crowd.update(fraction, now_s)
+        if told is None:
+            return
+        used = f"{fraction:.0%} of the control group's memory limit in use, most of it by others"
+        self._crowded = used if told else ""
+        if told:
+            self._recorder.count("memory.crowded")
+            log.warning(
+                "others fill the control group, no new entries",
+                reason=used,
+                advice="give it a higher limit, or run what else is in it elsewhere",
+            )
+        else:
+            self._tell_relief()("others no longer fill the control group, entries again", reason=used)
+
+    def _tell_relief(self) -> Callable[..., object]:
+        """How good news are told: while info lines are dropped, as warnings."""
+        found: Callable[..., object] = log.warning if Reaction.QUIET_LOG in self._in_force else log.info
+        return found
 
     def _watch_growth(self, now_s: float) -> None:
         told = self._growth.add(now_s, self._sampler.pss_mb_last)
@@ -226,7 +258,7 @@ class MemoryGuard:
                 "memory grows", mb_per_hour=growing, limit=self._growth_limit, advice="see `perpd memory`"
             )
         else:
-            log.info("memory grows no more", mb_per_hour=growing)
+            self._tell_relief()("memory grows no more", mb_per_hour=growing)
 
     @property
     def growth_mb_per_hour(self) -> float | None:

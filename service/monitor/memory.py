@@ -73,12 +73,19 @@ class MemorySampler:
         It counts everybody in the group, as the kernel's out-of-memory killer does. A group of which the
         last sample is a small part is somebody else's: what we give back would not help it.
         """
+        return self._fullest(ours=True)
+
+    def foreign_fraction(self) -> float:
+        """As `group_fraction`, of the groups that are somebody else's."""
+        return self._fullest(ours=False)
+
+    def _fullest(self, *, ours: bool) -> float:
         own_bytes = self.pss_mb_last * _MB
         return max(
             (
                 used / limit
                 for used, limit in working_sets(self._proc, self._cgroups)
-                if own_bytes >= used * _OWN_SHARE
+                if (own_bytes >= used * _OWN_SHARE) is ours
             ),
             default=0.0,
         )

@@ -217,5 +217,14 @@ class PerformanceMonitor:
         return [(names[int(number)], seconds) for number, seconds in pairs]
 
     @property
+    def recent_count(self) -> int:
+        """How many operations `recent` gives."""
+        return len(self._recent_seconds)
+
+    def slowest(self, count: int) -> list[tuple[str, float]]:
+        """Of the last operations of all kinds those that took longest, longest first: kind and seconds."""
+        return sorted(self.recent(), key=lambda one: -one[1])[:count]
+
+    @property
     def counters(self) -> Mapping[str, int]:
         return dict(self._counters)

@@ -34,6 +34,10 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     for kind, one in sorted(operations.items(), key=lambda item: -item[1]["total_s"]):
         times = "".join(f"{one[key] * 1000:>10.2f}" for key, _ in _COLUMNS)
         yield f"{kind:<{width}}{one['count']:>10}{one['per_second']:>10.3f}{times}"
+    yield ""
+    yield f"slowest of the last {answer['recent_operations']} operations, ms"
+    for one in answer["slowest_recent"]:
+        yield f"{one['operation']:<{width}}{one['seconds'] * 1000:>10.2f}"
     lag = answer["loop_lag"]
     yield from table(
         "loop lag", "ms", {name: f"{lag[f'{name}_ms']:.2f}" for name in ("p50", "p99", "longest")}

@@ -106,8 +106,11 @@ class MemoryReport:
         finally:
             tracemalloc.stop()
             self._tracing = False
-        with ThreadPoolExecutor(1, "trace") as thread:  # it ends with the trace
+        thread = ThreadPoolExecutor(1, "trace")  # it ends with the trace
+        try:
             lines = await asyncio.get_running_loop().run_in_executor(thread, _compare, before, after)
+        finally:
+            thread.shutdown(wait=False)  # to wait would hold the loop up where the trace is cancelled
         return {"seconds": seconds, "tracer_bytes": cost_bytes, "lines": lines}
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import aiohttp
 
 from service.analysis.analyzer import ParallelAnalyzer
-from service.analysis.pool import InlineExecutor
+from service.analysis.inline import InlineExecutor
 from service.archive.archiver import DataArchiver
 from service.daemon import OpenDaemon
 from service.exchange.access import Access

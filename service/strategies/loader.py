@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 from service.errors import PerpdError, StrategyInvalid
 from service.records import TIMEFRAMES
@@ -54,19 +55,38 @@ def describe(error: BaseException, limit: int = 300) -> str:
     return f"{type(error).__name__}: {' '.join(text[:limit].split())}"[:limit] + place
 
 
+def file_mark(name: str) -> str:
+    """What the content of a strategy's own file is known by; "" for a strategy that is named otherwise.
+
+    It tells edits apart, no forgeries: a hash that does would load OpenSSL into each worker.
+    """
+    path = _own_file(name)
+    if path is None:
+        return ""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return "absent"
+    return f"{len(content)}:{crc32(content):08x}"
+
+
+def _own_file(name: str) -> Path | None:
+    path, separator, _ = name.rpartition(":")
+    return Path(path).expanduser().resolve() if separator and path.endswith(".py") else None
+
+
 def _find(name: str) -> Callable[[dict[str, float]], Any]:
     if name == "ict_smc":
         from service.strategies.ict_smc import IctSmc
 
         return IctSmc
-    path, separator, class_name = name.rpartition(":")
-    if separator and path.endswith(".py"):
-        return _from_file(Path(path), class_name)
+    path = _own_file(name)
+    if path is not None:
+        return _from_file(path, name.rpartition(":")[2])
     return _from_entry_point(name)
 
 
 def _from_file(path: Path, class_name: str) -> Callable[[dict[str, float]], Any]:
-    path = path.expanduser().resolve()
     if not path.is_file():
         raise StrategyInvalid(f"strategy file {path} does not exist")
     module_name = f"perpd_strategy_{path.stem}"

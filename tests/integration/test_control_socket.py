@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -226,6 +227,28 @@ async def test_a_trace_shows_the_line_that_allocated_and_stops(report: MemoryRep
     assert "test_control_socket.py" in answer["trace"]["lines"][0]["line"]
     assert answer["trace"]["lines"][0]["bytes"] > 20_000
     assert not tracemalloc.is_tracing()
+
+
+async def test_a_trace_that_is_cancelled_while_it_compares_does_not_hold_the_loop(
+    report: MemoryReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparing, enough, over = (threading.Event() for _ in range(3))
+
+    def compare(before: object, after: object) -> list[dict[str, object]]:
+        comparing.set()
+        enough.wait(20)  # as a large heap would
+        over.set()
+        return []
+
+    monkeypatch.setattr("service.monitor.report._compare", compare)
+    asking = asyncio.create_task(report.answer({"ask": "memory", "trace_s": 0.01}))
+    await asyncio.to_thread(comparing.wait, 20)
+    asking.cancel()
+    await asyncio.wait({asking})
+    ended_first = not over.is_set()
+    enough.set()
+    assert asking.cancelled()
+    assert ended_first
 
 
 async def test_a_trace_beyond_its_bounds_is_refused(report: MemoryReport, tmp_path: Path) -> None:

@@ -385,13 +385,14 @@ class Hanging:
 
 
 async def test_a_second_tier_that_hangs_is_given_up_at_its_limit_and_then_left_alone(store):
-    cache = FeatureCache(FeatureSettings(max_entries=5), Recorder(), Hanging(), Breaker("x", lambda: 0.0))
+    recorder = Recorder()
+    cache = FeatureCache(FeatureSettings(max_entries=5), recorder, Hanging(), Breaker("x", lambda: 0.0))
     fresh, _ = await signals_of(store)
     async with analysing(store, cache) as analyzer:
         for _ in range(3):
             result = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
             assert msgspec.json.encode(result.signals) == fresh
-    assert cache.statistics().tier_failures == 1
+    assert cache.statistics().tier_failures == recorder.counts["features.tier_failures"] == 1
 
 
 async def test_no_time_to_live_computes_every_cycle_anew(store, tmp_path):

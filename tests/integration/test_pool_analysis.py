@@ -13,6 +13,7 @@ import pytest
 from service.analysis.analyzer import ParallelAnalyzer
 from service.analysis.nursery import spawn_nursery
 from service.analysis.pool import open_pool
+from service.analysis.worker import forget
 from service.errors import SettingsInvalid, StrategyInvalid
 from service.learning.feature_cache import FeatureCache
 from service.market.candles import CandleStore
@@ -25,7 +26,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "breakout.
 SYMBOLS = [*(f"S{i}USDT" for i in range(36)), "币安人生USDT"]
 
 STRATEGY = '''
-import os, signal, time
+import asyncio, os, signal, time
 from pathlib import Path
 from service.records import PositionSide
 from service.strategies.base import SignalDraft
@@ -38,6 +39,9 @@ class Mine:
     name = "mine"
     timeframes = ("5m",)
     candles = 2
+
+    class Own(BaseException):
+        pass
 
     def __init__(self, options):
         pass
@@ -60,6 +64,14 @@ class Mine:
             raise ValueError("\\ud800 is no text")
         if word == "exit":
             raise SystemExit("that is all")
+        if word == "interrupt":
+            raise KeyboardInterrupt("as Ctrl-C would")
+        if word == "end a generator":
+            raise GeneratorExit("no more")
+        if word == "cancel":
+            raise asyncio.CancelledError("nobody waits")
+        if word == "raise its own":
+            raise Mine.Own("of no family")
         if word == "many":
             return [1] * 1_000_000
         candles = view.candles("5m")
@@ -229,6 +241,10 @@ async def test_a_row_being_written_is_skipped_and_analysed_once_it_is_stable(sto
         ("raise a book", "ValueError: no such luck, no such luck"),
         ("raise half a pair", "ValueError: ? is no text"),
         ("exit", "SystemExit: that is all"),
+        ("interrupt", "KeyboardInterrupt: as Ctrl-C would (mine.py:"),
+        ("end a generator", "GeneratorExit: no more (mine.py:"),
+        ("cancel", "CancelledError: nobody waits (mine.py:"),
+        ("raise its own", "Own: of no family (mine.py:"),
         ("many", "returned list"),
         ("nan", "entry is nan"),
         ("shape", "entry is ndarray"),
@@ -337,6 +353,24 @@ async def test_a_strategy_broken_in_itself_is_refused_in_one_line_and_the_worker
             await analyzer.describe_strategy()
         assert len(str(caught.value)) < 600
         assert pool.lost == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_a_strategy_edited_while_perpd_runs_is_refused_and_never_mixed_with_the_old(
+    store, strategy, tmp_path, workers
+):
+    file = tmp_path / "mine.py"
+    async with analysing(store, strategy=strategy, workers=workers) as (analyzer, pool):
+        before = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
+        file.write_text(STRATEGY.replace("close * 1.2", "close * 1.3"))
+        forget()  # as a new process, where there are no workers
+        for pid in list(pool.pids):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(StrategyInvalid, match="its file changed since the start; restart perpd"):
+            await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
+        file.write_text(STRATEGY)
+        again = await analyzer.analyse(store.symbols(), NOW_MS, IDLE)
+    assert again.signals == before.signals
 
 
 async def test_the_strategy_describes_itself_from_a_worker(store, strategy):

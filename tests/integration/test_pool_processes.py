@@ -1,20 +1,27 @@
 """Worker processes: their work, their deaths and their replacements."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import pytest
 
+from service.analysis import inline
+from service.analysis.inline import InlineExecutor
 from service.analysis.nursery import spawn_nursery
-from service.analysis.pool import InlineExecutor, NurseryPool, WorkersUnavailable, open_pool
+from service.analysis.pool import NurseryPool, WorkersUnavailable, open_pool
 from service.analysis.worker import describe_strategy
 from service.errors import StrategyInvalid, WorkerLost
-from service.settings import AnalysisSettings, StrategySettings
+from service.monitor.budget import Level
+from service.monitor.guard import MemoryGuard
+from service.records import Load
+from service.settings import AnalysisSettings, MonitorSettings, StrategySettings
 
 # Functions of the standard library serve as tasks: workers know no test module.
 WAIT_FOR_EVER = (time.sleep, 3_600)
@@ -278,6 +285,31 @@ def test_the_inline_executor_answers_fails_and_interrupts():
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def raise_signal():
+    signal.raise_signal(signal.SIGALRM)
+
+
+class Late(Future):
+    """A future in which the alarm goes off while it takes the result: the task itself is done."""
+
+    def set_result(self, result):
+        raise_signal()
+        super().set_result(result)
+
+    def set_exception(self, exception):
+        raise_signal()
+        super().set_exception(exception)
+
+
+def test_a_limit_that_comes_when_the_task_has_ended_interrupts_nobody(monkeypatch):
+    monkeypatch.setattr(inline, "Future", Late)
+    executor = InlineExecutor(limit_s=30.0)
+    assert executor.submit(divmod, 9, 7).result() == (1, 2)
+    assert isinstance(executor.submit(divmod, 9, 0).exception(), ZeroDivisionError)
+    with pytest.raises(WorkerLost, match="time limit"):
+        executor.submit(raise_signal).result()
+
+
 async def test_no_workers_means_no_process():
     async with open_pool(AnalysisSettings(workers=0), None) as executor:
         assert isinstance(executor, InlineExecutor)
@@ -292,3 +324,85 @@ async def test_the_pool_gets_smaller_and_larger_again(pool):
     pool.resize(3)
     await until(lambda: len(pool.pids) == 3)
     assert pool.workers == 3
+
+
+async def test_workers_told_to_go_while_they_start_are_replaced_and_not_kept_idle(pool):
+    pool.resize(1)
+    pool.replace_workers("test")
+    async with asyncio.timeout(20):
+        assert await result(pool.submit(divmod, 9, 7)) == (1, 2)
+    pool.resize(2)
+    await until(lambda: len(pool.pids) == 2)
+    assert pool.replaced == 2
+    pids = {await result(pool.submit_to(place, os.getpid)) for place in range(2)}
+    assert pids == set(pool.pids)
+
+
+async def test_tasks_cancelled_while_no_worker_is_free_do_not_pile_up(pool):
+    hung = [pool.submit(*WAIT_FOR_EVER) for _ in range(4)]
+    for _ in range(3):
+        waiting = [pool.submit(divmod, n, 7) for n in range(10)]
+        assert all(future.cancel() for future in waiting)
+    last = pool.submit(divmod, 9, 7)
+    assert pool.depth == len(hung) + 1
+    assert last.cancel()
+
+
+class Memory:
+    """A sampler whose readings the test sets."""
+
+    limit_mb = 100.0
+    pss_mb_last = 10.0
+
+    def sample(self):
+        return Load(memory_fraction=self.pss_mb_last / self.limit_mb, cpu_fraction=0.0)
+
+    def group_fraction(self):
+        return 0.0
+
+    def foreign_fraction(self):
+        return 0.0
+
+    def pressure_pct(self):
+        return None
+
+
+class NoRecorder:
+    def record(self, operation, seconds):
+        """Nobody asks."""
+
+    def count(self, name, amount=1):
+        """Nobody asks."""
+
+
+async def test_a_lost_nursery_between_level_high_and_its_end_costs_no_worker_for_ever(pool):
+    memory = Memory()
+    settings = MonitorSettings(memory_levels=(0.7, 0.8, 0.9), memory_calm_s=0.0, memory_growth_hours=0.05)
+    seconds = itertools.count()
+    guard = MemoryGuard(
+        settings,
+        memory,
+        NoRecorder(),
+        workers=pool,
+        shrink=lambda on: None,
+        flush_early=lambda on: None,
+        quiet=lambda on: None,
+        stop=lambda reason: None,
+        monotonic_s=lambda: float(next(seconds)),
+    )
+    await result(pool.submit(os.getpid))
+    old = pool.nursery_pid
+    os.kill(old, signal.SIGKILL)
+    await until(lambda: pool.nursery_pid != old)  # its workers are starting: none has a process id
+    assert pool.pids == []
+    memory.pss_mb_last = 85.0
+    guard.sample()
+    guard.sample()
+    assert (guard.level, pool.workers) == (Level.HIGH, 1)
+    memory.pss_mb_last = 10.0
+    guard.sample()
+    guard.sample()
+    assert (guard.level, pool.workers) == (Level.NORMAL, 2)
+    async with asyncio.timeout(20):
+        assert await result(pool.submit(divmod, 9, 7)) == (1, 2)
+    await until(lambda: len(pool.pids) == 2)

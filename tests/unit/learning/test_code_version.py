@@ -1,5 +1,6 @@
 """No result outlives the code it was computed with."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -59,3 +60,21 @@ def test_a_changed_file_of_a_users_strategy_or_its_helper_changes_the_version(tm
     user.unlink()
     versions.add(code_version(strategy, modules))
     assert len(versions) == 4
+
+
+def test_an_installed_package_counts_by_its_content_and_neither_by_its_place_nor_its_time(
+    tmp_path: Path,
+) -> None:
+    versions = []
+    for machine, content, written_s in (
+        ("one", "A = 1", 1e9),
+        ("two", "A = 1", 2e9),
+        ("three", "A = 2", 1e9),
+    ):
+        file = tmp_path / machine / "site-packages" / "some.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+        os.utime(file, (written_s, written_s))
+        versions.append(code_version(FOUNDING, [("some", str(file))]))
+    assert versions[0] == versions[1]
+    assert versions[0] != versions[2]

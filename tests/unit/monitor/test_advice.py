@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from service.monitor.advice import CACHE_SETTINGS, Facts, advise, cycle_shares
+from service.monitor.advice import CACHE_REMEDIES, Facts, advise, cycle_shares
 from service.monitor.performance import CacheUse, Percentiles
 from service.settings import section_types
 
@@ -86,7 +86,7 @@ def test_each_reason_is_told_with_value_limit_and_setting(
 
 
 def test_a_cache_that_seldom_hits_is_told_once_it_was_asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CACHE_SETTINGS, "some", "market.candles")
+    monkeypatch.setitem(CACHE_REMEDIES, "some", lambda _: ("market.candles", "raise it"))
     assert advise(facts(caches={"some": CacheUse(hits=9, misses=90)})) == []
     [advice] = advise(facts(caches={"some": CacheUse(hits=20, misses=180), "other": CacheUse(0, 500)}))
     assert (
@@ -96,8 +96,36 @@ def test_a_cache_that_seldom_hits_is_told_once_it_was_asked_often(monkeypatch: p
     assert advise(facts(**slow)) == [], "each cycle has new candles: nothing can be found again"
 
 
-def test_every_setting_that_a_cache_is_advised_with_exists() -> None:
-    assert set(CACHE_SETTINGS.values()) <= SETTINGS
+@pytest.mark.parametrize(
+    ("changes", "setting", "words"),
+    [
+        (
+            {"features_ttl_s": 120.0},
+            "features.ttl_s",
+            "raise features.ttl_s (now 120 s) to a 5m candle's 300 s",
+        ),
+        ({"features_tier": "SlotFile"}, "features.slot_bytes", "results larger than features.slot_bytes"),
+        ({}, "features.max_entries", "raise features.max_entries to the number of symbols"),
+        (
+            {"features_tier": "SlotFile", "tier_failures": 3},
+            "run.data_dir",
+            "slot file in run.data_dir failed 3",
+        ),
+        (
+            {"features_tier": "RedisTier", "tier_failures": 3},
+            "features.redis_limit_ms",
+            "Redis failed 3 times",
+        ),
+        ({"features_tier": "RedisTier"}, "features.max_entries", "raise features.max_entries"),
+    ],
+)
+def test_a_feature_cache_that_seldom_hits_is_told_what_keeps_it_from_it(
+    changes: dict[str, object], setting: str, words: str
+) -> None:
+    [advice] = advise(facts(caches={"features": CacheUse(hits=20, misses=180)}, **changes))
+    assert (advice.setting, setting in SETTINGS) == (setting, True)
+    assert words in advice.text
+    assert ("ttl_s" in advice.text) == (setting == "features.ttl_s")
 
 
 def test_one_lag_or_one_lost_worker_is_no_rate() -> None:

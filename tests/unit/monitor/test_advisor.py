@@ -9,6 +9,7 @@ from service.clock import ManualClock
 from service.monitor.advisor import Advisor
 from service.monitor.lag import LoopLag
 from service.monitor.performance import PerformanceMonitor
+from service.monitor.performance_command import lines
 from service.settings import MonitorSettings
 
 
@@ -80,3 +81,16 @@ async def test_the_answer_has_operations_caches_shares_and_advice(daemon: Daemon
     assert answer["caches"]["analysis results"] == {"hits": 150, "misses": 50, "hit_fraction": 0.75}
     assert answer["advice"][0]["about"] == "cycle.overruns"
     assert answer["loop_held_at"] == ["trading/shadow.py:70 update"]
+
+
+async def test_the_slowest_of_the_last_operations_are_shown_one_by_one(daemon: Daemon) -> None:
+    for number in range(1, 13):
+        daemon.monitor.record("archive.flush", number / 1000)
+    answer = await daemon.advisor.answer({})
+    assert [one["seconds"] for one in answer["slowest_recent"]] == [n / 1000 for n in range(12, 2, -1)]
+    shown = list(lines(answer))
+    start = shown.index("slowest of the last 12 operations, ms")
+    assert [line.split() for line in shown[start + 1 : start + 3]] == [
+        ["archive.flush", "12.00"],
+        ["archive.flush", "11.00"],
+    ]

@@ -56,6 +56,9 @@ def test_a_group_of_which_we_are_a_small_part_is_somebody_elses(
 ) -> None:
     group(tmp_path, "unit", str(1_000 * MB), 950 * MB, 0)
     assert sampler.group_fraction() == 0.0
+    assert sampler.foreign_fraction() == pytest.approx(0.95)
+    sampler.pss_mb_last = 500.0
+    assert (sampler.group_fraction(), sampler.foreign_fraction()) == (pytest.approx(0.95), 0.0)
 
 
 def test_version_1_counts_the_inactive_files_of_all_below(tmp_path: Path) -> None:

@@ -102,3 +102,11 @@ def test_caches_are_told_by_their_hits_and_misses() -> None:
         "features": 0.75,
         "analysis results": 1.0,
     }
+
+
+def test_the_slowest_of_the_last_operations_come_first() -> None:
+    monitor = PerformanceMonitor(MonitorSettings(operations=3), ManualClock())
+    for kind, seconds in (("forgotten", 9.0), ("fetch", 1.0), ("analysis", 3.0), ("fetch", 2.0)):
+        monitor.record(kind, seconds)
+    assert monitor.slowest(2) == [("analysis", 3.0), ("fetch", 2.0)]
+    assert monitor.recent_count == 3
