@@ -17,11 +17,10 @@ log = structlog.get_logger("store.lease")
 
 POLL_S = 0.5
 
+MAKE = "insert into lease values ('perpd', 0, '', '-infinity') on conflict do nothing"
 TAKE = """
-insert into lease values ('perpd', 1, $1, clock_timestamp() + make_interval(secs => $2))
-on conflict (name) do update set
-epoch = lease.epoch + 1, holder = excluded.holder, expires = excluded.expires
-where lease.expires <= clock_timestamp() returning epoch"""
+update lease set epoch = epoch + 1, holder = $1, expires = clock_timestamp() + make_interval(secs => $2)
+where name = 'perpd' and expires <= clock_timestamp() returning epoch"""
 RENEW = """
 update lease set expires = clock_timestamp() + make_interval(secs => $2)
 where name = 'perpd' and epoch = $1 returning 1"""
@@ -88,6 +87,7 @@ async def _try(link: Link, lease_s: float, *, patient: bool) -> tuple[TimedLease
     asked_s = boot_s()
 
     async def take(db: Connection) -> tuple[int | None, str]:
+        await db.execute(MAKE)  # apart: of two that insert and update in one statement, one may fail
         epoch = await db.fetchval(TAKE, own_name(), lease_s)
         return epoch, "" if epoch is not None else str(await db.fetchval(HOLDER))
 

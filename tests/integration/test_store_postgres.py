@@ -17,6 +17,7 @@ from service.directory import market_name
 from service.errors import LeaseHeld, LeaseLost, SchemaUnknown, StoreUnavailable
 from service.records import Fill, Side
 from service.settings import Loaded, load
+from service.store import postgres_lease
 from service.store.opening import open_links, open_state, schema_name
 from service.store.postgres import PostgresStore, migrate
 from service.store.postgres_lease import own_name
@@ -209,6 +210,16 @@ async def test_two_that_start_at_once_make_one_schema_and_one_of_them_holds_the_
     await holding.wait()
     release.set()
     assert sorted(await asyncio.gather(*starts)) == ["held 1", "one trades on it"]
+
+
+async def test_of_many_who_take_the_first_lease_at_once_one_has_it_and_none_fails(postgres):
+    where = place(settings_for(postgres.url))
+    async with open_links(*where, 9) as (one, two), open_links(*where, 9) as (three, four):
+        for _ in range(300):
+            await one.run(lambda db: db.execute("delete from lease"))
+            tries = [postgres_lease._try(link, 30.0, patient=False) for link in (one, two, three, four)]
+            leases = [lease for lease, _ in await asyncio.gather(*tries) if lease is not None]
+            assert [lease.epoch for lease in leases] == [1]
 
 
 async def test_one_who_stands_by_takes_over_at_once_when_the_lease_is_given_back(postgres, tmp_path):
