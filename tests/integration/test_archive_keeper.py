@@ -1,7 +1,6 @@
 """The keeper with its real process: when it starts upkeep, when not, and when it gives way."""
 
 import asyncio
-from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,18 +14,9 @@ from service.archive.verification import verify
 from service.clock import ManualClock
 from service.records import Adjustment
 from service.settings import ArchiveSettings
+from tests.recorder import Recorder
 
 DAY_MS = 86_400_000
-
-
-class Counts:
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def record(self, operation: str, seconds: float) -> None: ...
-
-    def count(self, name: str, amount: int = 1) -> None:
-        self.counts[name] += amount
 
 
 @pytest.fixture
@@ -43,9 +33,9 @@ async def directory(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
-async def kept(directory: Path, settings: ArchiveSettings, answers: list[bool]) -> tuple[Keeper, Counts]:
+async def kept(directory: Path, settings: ArchiveSettings, answers: list[bool]) -> tuple[Keeper, Recorder]:
     """Run a keeper once. Args: answers: whether it is calm, asked in order; the last one holds."""
-    counts = Counts()
+    counts = Recorder()
     asked = iter(answers)
     keeper = Keeper(directory, settings, counts, calm=lambda running: next(asked, answers[-1]))
     keeping = asyncio.create_task(keeper.run())

@@ -14,6 +14,7 @@ from service.analysis.pool import open_pool
 from service.market.candles import CandleStore
 from service.records import Load
 from service.settings import AnalysisSettings, StrategySettings
+from tests.recorder import Recorder
 
 NOW_MS = 1_760_400_000_000
 SYMBOLS = [f"S{i:02}USDT" for i in range(16)]
@@ -45,17 +46,6 @@ class Slow:
         return SignalDraft(position_side=PositionSide.LONG, entry=close, stop=close * 0.9, target=close * 1.2,
                            atr=1.0, confidence=0.5, scores={}, features={})
 '''
-
-
-class Recorder:
-    def __init__(self):
-        self.counts = {}
-
-    def record(self, operation, seconds):
-        pass
-
-    def count(self, name, amount=1):
-        self.counts[name] = self.counts.get(name, 0) + amount
 
 
 class Desk:

@@ -24,6 +24,7 @@ from service.learning.slot_file import FILE_NAME, SlotFile
 from service.market.candles import CandleStore
 from service.records import TIMEFRAME_MS, TIMEFRAMES, Load
 from service.settings import AnalysisSettings, FeatureSettings, StrategySettings
+from tests.recorder import Recorder
 
 NOW_MS = 1_760_400_000_000 // 3_600_000 * 3_600_000
 FIVE_MS = TIMEFRAME_MS["5m"]
@@ -31,17 +32,6 @@ IDLE = Load(0.1, 0.1)
 SYMBOLS = [f"S{i}USDT" for i in range(24)]
 ROWS = 32
 SLOT_BYTES = 2_048
-
-
-class Recorder:
-    def __init__(self):
-        self.counts = {}
-
-    def record(self, operation, seconds):
-        pass
-
-    def count(self, name, amount=1):
-        self.counts[name] = self.counts.get(name, 0) + amount
 
 
 def candles_of(rng, timeframe, count=200):

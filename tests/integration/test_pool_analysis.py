@@ -19,6 +19,7 @@ from service.learning.feature_cache import FeatureCache
 from service.market.candles import CandleStore
 from service.records import TIMEFRAME_MS, TIMEFRAMES, Load
 from service.settings import AnalysisSettings, FeatureSettings, StrategySettings
+from tests.recorder import Recorder
 
 NOW_MS = 1_760_400_000_000 // 3_600_000 * 3_600_000
 IDLE, BUSY = Load(0.1, 0.1), Load(0.9, 0.9)
@@ -99,18 +100,6 @@ class Mine:
         return SignalDraft(position_side=PositionSide.LONG, entry=close, stop=close * 0.9, target=close * 1.2,
                            atr=1.0, confidence=0.5, scores={}, features={})
 '''
-
-
-class Recorder:
-    def __init__(self):
-        self.counts = {}
-        self.operations = []
-
-    def record(self, operation, seconds):
-        self.operations.append(operation)
-
-    def count(self, name, amount=1):
-        self.counts[name] = self.counts.get(name, 0) + amount
 
 
 def candles_of(rng, timeframe, count, until_ms=NOW_MS):

@@ -22,6 +22,7 @@ from service.monitor.budget import Level
 from service.monitor.guard import MemoryGuard
 from service.records import Load
 from service.settings import AnalysisSettings, MonitorSettings, StrategySettings
+from tests.recorder import Recorder
 
 # Functions of the standard library serve as tasks: workers know no test module.
 WAIT_FOR_EVER = (time.sleep, 3_600)
@@ -367,14 +368,6 @@ class Memory:
         return None
 
 
-class NoRecorder:
-    def record(self, operation, seconds):
-        """Nobody asks."""
-
-    def count(self, name, amount=1):
-        """Nobody asks."""
-
-
 async def test_a_lost_nursery_between_level_high_and_its_end_costs_no_worker_for_ever(pool):
     memory = Memory()
     settings = MonitorSettings(memory_levels=(0.7, 0.8, 0.9), memory_calm_s=0.0, memory_growth_hours=0.05)
@@ -382,7 +375,7 @@ async def test_a_lost_nursery_between_level_high_and_its_end_costs_no_worker_for
     guard = MemoryGuard(
         settings,
         memory,
-        NoRecorder(),
+        Recorder(),
         workers=pool,
         shrink=lambda on: None,
         flush_early=lambda on: None,

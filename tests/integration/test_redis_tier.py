@@ -19,20 +19,13 @@ from service.learning.redis_tier import RedisTier
 from service.market.candles import CandleStore
 from service.records import TIMEFRAME_MS, TIMEFRAMES, Load
 from service.settings import AnalysisSettings, FeatureSettings, StrategySettings
+from tests.recorder import Recorder
 
 NOW_MS = 1_760_400_000_000 // 3_600_000 * 3_600_000
 IDLE = Load(0.1, 0.1)
 SYMBOLS = [f"S{i}USDT" for i in range(12)]
 TTL_MS = 1_800_000
 LIMIT_S = 0.1
-
-
-class Recorder:
-    def record(self, operation, seconds):
-        pass
-
-    def count(self, name, amount=1):
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -18,22 +18,12 @@ from service.records import TIMEFRAME_MS, TIMEFRAMES, Load
 from service.settings import AnalysisSettings, StrategySettings
 from service.strategies.base import checked_signal
 from service.strategies.ict_smc import IctSmc
+from tests.recorder import Recorder
 
 NOW_MS = 1_760_400_000_000 // 3_600_000 * 3_600_000
 SYMBOLS = [f"S{i:02}USDT" for i in range(24)]
 KEPT = 120
 IDLE = Load(0.1, 0.1)
-
-
-class Recorder:
-    def __init__(self):
-        self.counts = {}
-
-    def record(self, operation, seconds):
-        pass
-
-    def count(self, name, amount=1):
-        self.counts[name] = self.counts.get(name, 0) + amount
 
 
 class Market:

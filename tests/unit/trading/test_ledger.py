@@ -7,16 +7,7 @@ from hypothesis import strategies as st
 from service.records import Account, Adjustment, Fill, Side, VenuePosition
 from service.store.sqlite import open_sqlite
 from service.trading.ledger import Holding, Ledger, book, booked, open_ledger
-
-
-class Counts:
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def record(self, operation: str, seconds: float) -> None: ...
-
-    def count(self, name: str, amount: int = 1) -> None:
-        self.counts[name] = self.counts.get(name, 0) + amount
+from tests.recorder import Recorder
 
 
 def fill(number: int, side: Side, quantity: str, price: str, fee: str = "0", **changes: str) -> Fill:
@@ -123,13 +114,13 @@ def test_amounts_are_booked_to_eight_decimals_half_to_even():
 
 async def test_the_first_start_takes_the_wallet_over_and_the_next_reads_the_books(tmp_path: Path):
     async with open_sqlite(tmp_path / "s") as store:
-        ledger, opening = await open_ledger(store, account("1000"), Counts())
+        ledger, opening = await open_ledger(store, account("1000"), Recorder())
         assert opening is not None
         assert (opening.kind, ledger.wallet) == ("deposit", 1000)
         await take(ledger, fill(1, Side.BUY, "2", "100", "0.1"))
         await ledger.book_adjustment(funding("-0.3", 3_600_000))
     async with open_sqlite(tmp_path / "s") as store:
-        again, opening = await open_ledger(store, account("5"), Counts())
+        again, opening = await open_ledger(store, account("5"), Recorder())
     assert opening is None
     assert again.wallet == Decimal("999.6")
     assert again.holding("AUSDT") == Holding(quantity=Decimal(2), cost=Decimal(200))
@@ -137,7 +128,7 @@ async def test_the_first_start_takes_the_wallet_over_and_the_next_reads_the_book
 
 async def test_a_fill_and_a_funding_payment_are_booked_once(tmp_path: Path):
     async with open_sqlite(tmp_path / "s") as store:
-        counts = Counts()
+        counts = Recorder()
         ledger, _ = await open_ledger(store, account(), counts)
         one = fill(1, Side.BUY, "2", "100", "0.1")
         assert await take(ledger, one, one) == [True, False]
@@ -151,14 +142,14 @@ async def test_a_fill_and_a_funding_payment_are_booked_once(tmp_path: Path):
 
 async def test_what_happened_before_the_opening_balance_is_in_it(tmp_path: Path):
     async with open_sqlite(tmp_path / "s") as store:
-        ledger, _ = await open_ledger(store, account(), Counts())
+        ledger, _ = await open_ledger(store, account(), Recorder())
         assert not await ledger.book_adjustment(funding("-1", 999))
         assert ledger.wallet == 1000
 
 
 async def test_equity_equals_the_venues_with_the_marks_of_the_same_answer(tmp_path: Path):
     async with open_sqlite(tmp_path / "s") as store:
-        ledger, _ = await open_ledger(store, account(), Counts())
+        ledger, _ = await open_ledger(store, account(), Recorder())
         await take(ledger, fill(1, Side.SELL, "2", "100", "0.1"))
         check = ledger.compare(account("999.9", held("-2", "100", "103")))
         assert (check.difference, check.mismatched) == (0, ())
@@ -170,13 +161,13 @@ async def test_equity_equals_the_venues_with_the_marks_of_the_same_answer(tmp_pa
 async def test_what_was_held_before_the_first_start_counts_in_equity(tmp_path: Path):
     async with open_sqlite(tmp_path / "s") as store:
         found = account("1000", held("2", "100", "110"))
-        ledger, _ = await open_ledger(store, found, Counts())
+        ledger, _ = await open_ledger(store, found, Recorder())
         assert ledger.compare(found).difference == 0
 
 
 async def test_a_stated_pnl_that_differs_is_counted(tmp_path: Path):
     async with open_sqlite(tmp_path / "s") as store:
-        counts = Counts()
+        counts = Recorder()
         ledger, _ = await open_ledger(store, account(), counts)
         await take(
             ledger,
