@@ -407,6 +407,7 @@ class OpenDaemon:
             halted=lambda: kill.words,
             order_window=settings.kill.order_window,
         )
+        equity.reconciliation = executor
         reconciler = Reconciler(
             executor,
             exchange,
@@ -795,7 +796,7 @@ class OpenDaemon:
         """
         equity = self.parts.equity
         for _ in range(10):
-            await equity.look()
+            await equity.look(attempts=1)
             if equity.check is None or abs(equity.check.difference) <= CENT:
                 break
             await asyncio.sleep(0.2)

@@ -278,6 +278,10 @@ class Executor:
         """The number of the newest gap."""
         return self._gap
 
+    def reconciled_since(self, gap: int) -> bool:
+        """Whether a reconciliation that began after that gap is complete."""
+        return self._reconciled_gap >= gap
+
     def reconciled(self, gap: int) -> None:
         """A complete reconciliation began after that gap."""
         self._reconciled_gap = max(self._reconciled_gap, gap)
