@@ -203,15 +203,22 @@ class Bookkeeper:
                 self._books.filled[name] = self._books.filled.get(name, ZERO) + fill.quantity
             if record is not None and outcome is not None:
                 if outcome.foreign:
-                    self._books.foreign[fill.symbol] = f"{outcome.foreign} executed beyond our position"
-                    self._books.reconcile_wanted.set()
+                    self._block(fill, f"{outcome.foreign} executed beyond our position")
                 await self._after_fill(fill, record)
             else:
                 self._recorder.count("trading.foreign_fills")
-                self._books.reconcile_wanted.set()
+                self._block(fill, f"foreign: execution {fill.trade_id} of {fill.side} {fill.quantity}")
             if order is not None:
                 await self._after_order(order, ())
             return True
+
+    def _block(self, fill: Fill, why: str) -> None:
+        """Nothing is opened on the symbol until reconciliation has looked at it."""
+        self._books.reconcile_wanted.set()
+        if fill.symbol not in self._books.foreign:
+            self._recorder.count("trading.foreign_symbols")
+            log.error("symbol blocked: not ours", symbol=fill.symbol, detail=why)
+        self._books.foreign[fill.symbol] = why
 
     async def book_missed(self, fill: Fill) -> bool:
         """Book an execution from the venue's list. False when it was booked before.

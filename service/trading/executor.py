@@ -131,6 +131,7 @@ class Executor:
             margin_type=margin_type,
             rules=rules,
         )
+        self._ledger = ledger
         self.reconcile_wanted = books.reconcile_wanted
 
     # -- life ---------------------------------------------------------------------------------------
@@ -367,6 +368,9 @@ class Executor:
         if self._books.entries_barred:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail=self._books.entries_barred)
         blocked = self.blocked_symbols().get(symbol)
+        held = self._ledger.holding(symbol).quantity
+        if held and not blocked and self._books.position_on(symbol) is None:
+            blocked = f"foreign: position {held}"  # nobody has looked at it yet
         if blocked or symbol in self.held_symbols():
             return Refused(
                 reason=RefusalReason.SYMBOL_HELD, detail=blocked or "1 position or order there, 0 allowed"

@@ -353,3 +353,31 @@ async def test_a_correction_leaves_what_was_missed_on_another_symbol_to_its_exec
     assert await desk.equal()
     closed = {p.symbol: p.close_reason for p in await desk.store.closed_positions(9)}
     assert closed == {"AUSDT": "manual", "BUSDT": "adl"}
+
+
+async def test_nothing_is_opened_on_a_foreign_position_before_reconciliation_has_seen_it(desk: Desk):
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(5), "web_1")
+    await desk.executor.events_applied()
+    assert "AUSDT" in desk.executor.blocked_symbols()
+    assert "AUSDT" in desk.executor.held_symbols()
+    assert refusal(await desk.executor.open(signal(), approved())) is RefusalReason.SYMBOL_HELD
+    desk.executor.block_foreign({})  # a pass whose snapshot is older
+    assert refusal(await desk.executor.open(signal(), approved())) is RefusalReason.SYMBOL_HELD
+    assert desk.venue.sent == []
+    desk.venue.trade("AUSDT", Side.BUY, Decimal(5), "web_2")
+    await desk.executor.events_applied()
+    await desk.reconciler.reconcile()
+    assert isinstance(await desk.executor.open(signal(), approved()), Position)
+
+
+async def test_an_entry_that_is_about_to_leave_stays_when_somebody_else_trades_its_symbol(desk: Desk):
+    leverage = desk.venue.set_leverage
+
+    async def traded_meanwhile(*words: object) -> None:
+        await leverage(*words)
+        desk.venue.trade("AUSDT", Side.SELL, Decimal(5), "web_1")
+        await desk.executor.events_applied()
+
+    desk.venue.set_leverage = traded_meanwhile
+    assert refusal(await desk.executor.open(signal(), approved())) is RefusalReason.ORDER_REJECTED
+    assert desk.venue.sent == []
