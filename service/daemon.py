@@ -462,25 +462,26 @@ class OpenDaemon:
             "exchange adapter": lambda: held_bytes(exchange, within="service.exchange"),
         }
         self.gauges = self._gauges
-        await self._bootstrap(universe)
         async with (
             executor.running(),
             exchange.user_stream(executor.on_event, executor.on_gap),
             reconciler.running(),
             kill.running(executor),
-            feed.running(universe.symbols),
-            self._watching(),
         ):
-            await feed.settled()
             log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
-            await self._decided_before()
-            self.collector.freeze()
-            self.marks.started()
-            log.info("trading", symbols=len(universe.symbols))
-            self.notifier.ready("trading")
-            started.set()
-            await self._cycles(summary, universe)
-            await self._drain(summary)
+            await self._bootstrap(
+                universe
+            )  # minutes on a large universe, in which positions are looked after
+            async with feed.running(universe.symbols), self._watching():
+                await feed.settled()
+                await self._decided_before()
+                self.collector.freeze()
+                self.marks.started()
+                log.info("trading", symbols=len(universe.symbols))
+                self.notifier.ready("trading")
+                started.set()
+                await self._cycles(summary, universe)
+                await self._drain(summary)
 
     async def _open_ledger(self) -> Ledger:
         account = await self.exchange.account()
@@ -522,6 +523,7 @@ class OpenDaemon:
                 self.notifier.extend(60)
 
         failed = await self.parts.feed.bootstrap(universe.symbols, progress)
+        self.finished_s = self.clock.monotonic_s()  # the first cycle's time begins now
         statistics = self.parts.feed.statistics()
         log.info(
             "candles ready",
