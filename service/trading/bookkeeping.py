@@ -134,6 +134,8 @@ class Bookkeeper:
         current = self._books.orders.get(position.stop_order_id if stop else position.target_order_id)
         name = order.client_order_id
         if current is not None and current.client_order_id == name:
+            if stop:
+                self._books.protected(position.position_id)  # it was in doubt
             return
         if current is not None and current.status in RESTING:
             self._recorder.count("trading.surplus_orders")

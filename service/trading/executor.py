@@ -406,6 +406,10 @@ class Executor:
         """Book funding or a transfer once, and on the position it belongs to."""
         return await self._bookkeeper.book_adjustment(adjustment)
 
+    def stop_in_doubt(self, position_id: str) -> None:
+        """The stop does not rest and may be executing: until that is known the position counts as without."""
+        self._books.unprotected_now(position_id)
+
     def stop_missing(self, position_id: str) -> None:
         """The venue does not hold the stop that we believed in."""
         self._protector.stop_missing(position_id)

@@ -289,10 +289,11 @@ class Reconciler:
         for order in (*found.resting, *found.unwritten):
             executor.on_event(order)
         await executor.events_applied()
+        self._count_as_unprotected(found)
         stops = {position.stop_order_id for position in found.stops_missing}
-        for order in sorted(found.ask, key=lambda order: order.client_order_id not in stops):
-            await self._ask(order)
+        await self._ask_all([order for order in found.ask if order.client_order_id in stops])
         self._place_missing_stops(found)
+        await self._ask_all([order for order in found.ask if order.client_order_id not in stops])
         self._place_missing_targets(found)
         for order in found.sweep:
             if executor.is_leftover(order):  # what was learned above may have made it the stop that counts
@@ -329,6 +330,15 @@ class Reconciler:
         return (kind, symbol, detail) in self._suspects
 
     # -- protection
+
+    def _count_as_unprotected(self, found: Plan) -> None:
+        """Asking takes seconds, in which perpd watches the price itself. A triggered stop is executing."""
+        statuses = {o.client_order_id: o.status for o in self._executor.working_orders()}
+        for position in found.stops_missing:
+            triggered = statuses.get(position.stop_order_id) is OrderStatus.TRIGGERED
+            current = self._open_now(position)
+            if current is not None and current.stop_order_id == position.stop_order_id and not triggered:
+                self._executor.stop_in_doubt(position.position_id)
 
     def _place_missing_stops(self, found: Plan) -> None:
         for position in found.stops_missing:
@@ -370,6 +380,15 @@ class Reconciler:
 
     def _open_now(self, position: Position) -> Position | None:
         return next((p for p in self._executor.positions() if p.position_id == position.position_id), None)
+
+    async def _ask_all(self, orders: Sequence[Order]) -> None:
+        """At the same time: each may take seconds. The first error is raised as it is."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for order in orders:
+                    tasks.create_task(self._ask(order), name=f"reconcile.ask.{order.client_order_id}")
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _ask(self, order: Order) -> None:
         """What became of an order of ours that does not rest."""

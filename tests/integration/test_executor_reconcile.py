@@ -14,6 +14,7 @@ from service.records import (
     Account,
     Adjustment,
     Fill,
+    Order,
     OrderPurpose,
     OrderStatus,
     Position,
@@ -381,3 +382,57 @@ async def test_an_entry_that_is_about_to_leave_stays_when_somebody_else_trades_i
     desk.venue.set_leverage = traded_meanwhile
     assert refusal(await desk.executor.open(signal(), approved())) is RefusalReason.ORDER_REJECTED
     assert desk.venue.sent == []
+
+
+async def test_stops_that_are_gone_are_asked_for_at_once_and_count_as_missing_meanwhile(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        for symbol in ("AUSDT", "BUSDT", "CUSDT"):
+            await desk.executor.open(signal(symbol, symbol), approved())
+        await quiet(desk)
+        stops = venue.resting(OrderPurpose.STOP)
+        kept = {stop.client_order_id: venue.orders.pop(stop.client_order_id) for stop in stops}
+        asked: set[str] = set()
+        answer, ask = asyncio.Event(), venue.order
+
+        async def slow(order: Order):
+            asked.add(order.client_order_id)
+            await answer.wait()
+            return await ask(order)
+
+        venue.order = slow
+        passing = asyncio.create_task(desk.reconciler.reconcile())
+        await until(lambda: kept.keys() <= asked)
+        assert {symbol for symbol, _ in desk.executor.unprotected()} == {"AUSDT", "BUSDT", "CUSDT"}
+        back = stops[0]
+        venue.orders[back.client_order_id] = kept[back.client_order_id]  # the snapshot was wrong about one
+        answer.set()
+        await passing
+        await quiet(desk)
+        assert desk.executor.unprotected() == []
+        assert len(venue.resting(OrderPurpose.STOP)) == 3
+        assert venue.orders[back.client_order_id].status is OrderStatus.OPEN
+
+
+async def test_while_a_missing_stop_is_asked_for_perpd_closes_at_the_stop_itself(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        await opened(desk)
+        [stop] = venue.resting(OrderPurpose.STOP)
+        del venue.orders[stop.client_order_id]
+        never, asked = asyncio.Event(), asyncio.Event()
+
+        async def unanswered(order: Order):
+            asked.set()
+            await never.wait()
+
+        ask, venue.order = venue.order, unanswered
+        passing = asyncio.create_task(desk.reconciler.reconcile())
+        await asked.wait()
+        venue.order = ask
+        venue.mark = Decimal(98)
+        desk.executor.on_price("AUSDT", 98.0)
+        await until(lambda: not desk.executor.positions())
+        assert [r.purpose for r in venue.sent][-1] is OrderPurpose.EXIT
+        never.set()
+        passing.cancel()
