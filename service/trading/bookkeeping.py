@@ -81,7 +81,9 @@ class Bookkeeper:
                 order = self._books.recognised(update)
             if order is None:
                 self._recorder.count("trading.foreign_order_events")
-                if is_ours(update.client_order_id):  # another instance, or lost state
+                if (
+                    is_ours(update.client_order_id) and not update.status.final
+                ):  # another instance, lost state
                     self._books.reconcile_wanted.set()
                 return None
             return await self._advance(order, Reported(update))

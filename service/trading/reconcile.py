@@ -4,7 +4,7 @@ The venue is the truth for quantity, our ledger for intent. `plan` is pure: two 
 `Reconciler` fetches positions, plain and conditional orders, then executions and funding, while events go
 on being booked; it leaves alone what moved meanwhile, and acts: missing stops first. What no execution
 explains (a position vanished or changed) must be seen twice, since a snapshot may be older than the
-events already booked.
+events already booked. Only what the pass before did not see asks for the next one at once.
 """
 
 import asyncio
@@ -286,8 +286,14 @@ class Reconciler:
     async def _act(self, found: Plan, account: Account, resting: Sequence[Order], ours: OurView) -> None:
         executor = self._executor
         self._seen = self._still_triggered()
-        for order in (*found.resting, *found.unwritten):
+        for order in found.resting:
             executor.on_event(order)
+        nobodys = []
+        for order in found.unwritten:  # its name may tell whose it is, and is looked at once
+            if self._seen_before("unwritten", order.symbol, order.client_order_id):
+                nobodys.append(order)
+            else:
+                executor.on_event(order)
         await executor.events_applied()
         self._count_as_unprotected(found)
         stops = {position.stop_order_id for position in found.stops_missing}
@@ -309,11 +315,13 @@ class Reconciler:
             await self._apart(position.symbol, self._take_quantity(position, quantity))
         await self._agree_on_the_rest(account, ours)
         await self._clear_orphans(found)
+        await self._clear_legs(nobodys, resting, ours)
         executor.block_foreign(found.foreign, keep=ours.skipped)
         for stranger in found.strangers:
             await self._apart(stranger.symbol, self._meet(stranger, resting))
+        news = self._seen - self._suspects
         self._suspects = self._seen
-        if self._suspects or found.unwritten:  # what was recognised is no longer foreign at the next pass
+        if news:  # what stays as it is, is looked at by the regular passes
             executor.reconcile_wanted.set()
 
     async def _apart(self, symbol: str, work: Coroutine[object, object, None]) -> None:
@@ -482,6 +490,7 @@ class Reconciler:
                 self._recorder.count("reconcile.corrections")
                 log.error("books corrected", symbol=symbol, amount=str(correction.amount), reason=why)
                 return True
+        executor.reconcile_wanted.set()
         return False
 
     def _disagreeing(self, account: Account) -> list[str]:
@@ -504,19 +513,31 @@ class Reconciler:
         for order in found.orphans:
             if not self._seen_before("orphan", order.symbol, order.client_order_id):
                 continue
-            self._recorder.count("reconcile.orphans")
-            log.warning("orphan order cancelled", symbol=order.symbol, client_order_id=order.client_order_id)
-            try:
-                await self._exchange.cancel(order)
-            except VenueError as error:
-                log.warning("cancel failed", symbol=order.symbol, error=str(error))
+            await self._cancel_unknown(order)
+
+    async def _clear_legs(self, nobodys: Sequence[Order], resting: Sequence[Order], ours: OurView) -> None:
+        """Cancel closing orders of perpd that nobody knows of, once the position's own stop rests as well."""
+        names = {order.client_order_id for order in resting}
+        guarded = {p.symbol: p for p in ours.positions if p.stop_order_id in names}
+        for order in nobodys:
+            position = guarded.get(order.symbol)
+            if position and order.type.conditional and order.side is position.position_side.exit_side:
+                await self._cancel_unknown(order)
+
+    async def _cancel_unknown(self, order: Order) -> None:
+        self._recorder.count("reconcile.orphans")
+        log.warning("orphan order cancelled", symbol=order.symbol, client_order_id=order.client_order_id)
+        try:
+            await self._exchange.cancel(order)
+        except VenueError as error:
+            log.warning("cancel failed", symbol=order.symbol, error=str(error))
 
     async def _meet(self, stranger: VenuePosition, resting: Sequence[Order]) -> None:
         """A position that is not ours, as `trading.foreign` says; what moved lately is seen twice first."""
         policy = self._settings.foreign
-        if policy == "ignore" or not self._seen_before("stranger", stranger.symbol, str(stranger.quantity)):
+        if policy == "ignore" or (policy == "protect" and guarded_elsewhere(stranger, resting)):
             return
-        if policy == "protect" and guarded_elsewhere(stranger, resting):
+        if not self._seen_before("stranger", stranger.symbol, str(stranger.quantity)):
             return
         position = taken_over(
             stranger,
@@ -534,6 +555,7 @@ class Reconciler:
             stop=str(position.stop),
         )
         await self._executor.take_over(position)
+        self._executor.reconcile_wanted.set()  # what else rests there is looked at as the position's
 
     # -- money
 

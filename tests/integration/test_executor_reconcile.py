@@ -259,10 +259,41 @@ async def test_a_foreign_position_that_has_a_stop_is_left_alone(tmp_path: Path):
         )
         venue.trade("FUSDT", Side.BUY, Decimal(3), "web_1")
         sent = len(venue.sent)
+        await desk.executor.events_applied()
         for _ in range(3):
+            desk.executor.reconcile_wanted.clear()
             await desk.reconciler.reconcile()
+            assert not desk.executor.reconcile_wanted.is_set()
         assert len(venue.sent) == sent
         assert "FUSDT" in desk.executor.blocked_symbols()
+
+
+async def test_after_lost_books_the_old_legs_are_cancelled_once_a_new_stop_rests(tmp_path: Path):
+    venue = Venue()
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    async with desk_at(tmp_path / "before", venue) as desk:
+        await opened(desk)
+        old = {order.client_order_id for order in await venue.open_orders()}
+    async with desk_at(
+        tmp_path / "after", venue, instrument_of=lambda symbol: RULES, foreign="adopt"
+    ) as desk:
+        passes = 0
+        while True:
+            desk.executor.reconcile_wanted.clear()
+            await desk.reconciler.reconcile()
+            await quiet(desk)
+            passes += 1
+            if not desk.executor.reconcile_wanted.is_set():
+                break
+            assert venue.resting(OrderPurpose.STOP)
+        assert passes < 7
+        [stop] = await venue.open_orders()
+        assert stop.client_order_id not in old
+        [position] = desk.executor.positions()
+        assert position.stop_order_id == stop.client_order_id
+        await desk.reconciler.reconcile()
+        assert desk.executor.blocked_symbols() == {}
 
 
 async def test_a_guest_is_never_closed_because_its_stop_cannot_be_placed(tmp_path: Path):
