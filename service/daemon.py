@@ -170,7 +170,7 @@ async def _trade(
             keeping_bans(state.store) as bans,
             open_pool(analysis, nursery) as pool,
             open_venue(
-                loaded, directory, monitor, Gate(state.lease.may_send, bans.until_ms, bans.add)
+                loaded, directory, monitor, gate := Gate(state.lease.may_send, bans.until_ms, bans.add)
             ) as venue,
             archiving(
                 directory / "archive",
@@ -197,6 +197,7 @@ async def _trade(
                 notifier,
                 loaded.secrets.api_token,
                 marks,
+                gate,
             )
             await opened.trade(summary, stop, started)
         summary.archived = archive.archived
@@ -266,7 +267,9 @@ class OpenDaemon:
         notifier: Notifier,
         api_token: str,
         marks: HeapMarks,
+        gate: Gate,
     ) -> None:
+        self.gate = gate
         self.settings = settings
         self.api_token = api_token
         self.directory = directory
@@ -393,6 +396,7 @@ class OpenDaemon:
             ),
         )
         await kill.open()
+        self.gate.may_open = lambda: kill.words
         executor = Executor(
             exchange,
             self.store,
