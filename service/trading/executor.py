@@ -90,7 +90,15 @@ class Executor:
         self._outbox = Outbox(archive, recorder)
         self._books = books = Books(store, self._outbox, clock, recorder)
         self._bookkeeper = keeper = Bookkeeper(
-            books, store, ledger, self._outbox, clock, recorder, protect=self.protect, sweep=self._sweep
+            books,
+            store,
+            ledger,
+            self._outbox,
+            clock,
+            recorder,
+            protect=self.protect,
+            sweep=self._sweep,
+            adopts=settings.foreign == "adopt",
         )
         self._sender = sender = Sender(
             exchange,

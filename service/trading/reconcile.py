@@ -29,9 +29,10 @@ from service.records import (
 from service.settings import TradingSettings
 from service.trading.bookkeeping import CONTRADICTIONS
 from service.trading.executor import Executor
-from service.trading.foreign import guarded_elsewhere, taken_over
+from service.trading.foreign import guarded_elsewhere, is_foreign, taken_over
 from service.trading.ledger import Holding, Ledger, LedgerCheck
 from service.trading.orders import is_ours
+from service.trading.positions import beyond
 from service.trading.protecting import InstrumentOf
 
 log = structlog.get_logger("trading.reconcile")
@@ -57,6 +58,7 @@ class OurView(msgspec.Struct, frozen=True, kw_only=True):
     pending: tuple[Position, ...]
     orders: tuple[Order, ...]  # not final
     skipped: frozenset[str]
+    shared: dict[str, Decimal] = {}  # by symbol: what is held in our position's direction and not of it
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +99,11 @@ def plan(account: Account, resting: Sequence[Order], ours: OurView) -> Plan:
             and (o.position_id not in open_ids or _surplus(o, ours.positions, by_name))
         ),
         vanished=tuple(p for p in positions if p not in on_venue),
-        changed=tuple((p, abs(held[p.symbol])) for p in on_venue if abs(held[p.symbol]) != p.quantity),
+        changed=tuple(
+            (p, abs(held[p.symbol]))
+            for p in on_venue
+            if abs(held[p.symbol]) != p.quantity + ours.shared.get(p.symbol, ZERO)
+        ),
         given_up=tuple(
             p for p in ours.pending if p.symbol not in ours.skipped and p.position_id not in working
         ),
@@ -159,6 +165,8 @@ def _foreign(held: dict[str, Decimal], resting: Sequence[Order], ours: OurView) 
     for symbol, quantity in held.items():
         if known.get(symbol, 0) * quantity <= 0:
             found[symbol] = f"foreign: position {quantity}"
+        elif symbol in ours.shared:
+            found[symbol] = f"foreign: {ours.shared[symbol]} held there beside our position"
     return {symbol: what for symbol, what in found.items() if symbol not in ours.skipped}
 
 
@@ -278,7 +286,24 @@ class Reconciler:
         symbols = {p.symbol for p in (*positions, *pending)} | {order.symbol for order in orders}
         symbols |= before.keys() | executor.blocked_symbols().keys()
         moved = {s for s in symbols if executor.version(s) != before.get(s, -1)}
-        return OurView(positions=positions, pending=pending, orders=orders, skipped=frozenset(moved | busy))
+        return OurView(
+            positions=positions,
+            pending=pending,
+            orders=orders,
+            skipped=frozenset(moved | busy),
+            shared=self._shared(positions),
+        )
+
+    def _shared(self, positions: Sequence[Position]) -> dict[str, Decimal]:
+        """What our books say somebody else added to positions of ours; with `adopt` it is ours."""
+        if self._settings.foreign == "adopt":
+            return {}
+        found = {
+            p.symbol: beyond(p, self._ledger.holding(p.symbol).quantity)
+            for p in positions
+            if not is_foreign(p)
+        }
+        return {symbol: quantity for symbol, quantity in found.items() if quantity}
 
     def _current(self, before: dict[str, int]) -> bool:
         return all(self._executor.version(symbol) == version for symbol, version in before.items())
@@ -451,8 +476,12 @@ class Reconciler:
             return
         if not self._seen_before("changed", position.symbol, str(quantity)):
             return
-        if await self._correct(position.symbol, "quantity changed on the venue"):
-            await self._executor.correct_quantity(position.position_id, quantity)
+        if not await self._correct(position.symbol, "quantity changed on the venue"):
+            return
+        theirs = quantity > position.quantity and not is_foreign(position)
+        if theirs and self._settings.foreign != "adopt":
+            return  # what is more is not ours to close
+        await self._executor.correct_quantity(position.position_id, quantity)
 
     async def _why_vanished(self, position: Position) -> CloseReason:
         """Liquidation shows in the wallet's history; anything else was done by hand."""

@@ -13,6 +13,7 @@ from service.errors import DataDirectoryUnusable, OrderRejected, StateConflict
 from service.records import (
     Account,
     Adjustment,
+    CloseReason,
     Fill,
     Order,
     OrderPurpose,
@@ -480,3 +481,76 @@ async def test_while_a_missing_stop_is_asked_for_perpd_closes_at_the_stop_itself
         assert [r.purpose for r in venue.sent][-1] is OrderPurpose.EXIT
         never.set()
         passing.cancel()
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_what_somebody_adds_to_a_position_of_ours_stays_theirs(tmp_path: Path, heard: bool):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        await opened(desk)
+        venue.silent = not heard
+        venue.trade("AUSDT", Side.BUY, Decimal(50), "web_1")
+        for _ in range(3):
+            await desk.executor.events_applied()
+            desk.executor.reconcile_wanted.clear()
+            await desk.reconciler.reconcile()
+            await quiet(desk)
+        venue.silent = False
+        assert not desk.executor.reconcile_wanted.is_set()
+        [position] = desk.executor.positions()
+        assert position.quantity == 2
+        assert "50" in desk.executor.blocked_symbols()["AUSDT"]
+        assert await desk.equal()
+        assert await desk.executor.close(position, CloseReason.EXIT)
+        await quiet(desk)
+        assert venue.held["AUSDT"][0] == 50
+        assert await venue.open_orders() == []
+        await desk.reconciler.reconcile()
+        assert "AUSDT" in desk.executor.blocked_symbols()
+        assert await desk.equal()
+        venue.trade("AUSDT", Side.SELL, Decimal(50), "web_2")
+        await desk.executor.events_applied()
+        await desk.reconciler.reconcile()
+        assert desk.executor.blocked_symbols() == {}
+
+
+async def test_an_unexplained_quantity_beyond_ours_is_booked_and_not_closed(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        await opened(desk)
+        venue.silent, venue.amnesia = True, True
+        venue.trade("AUSDT", Side.BUY, Decimal(50), "web_1")
+        for _ in range(3):
+            await desk.reconciler.reconcile()
+        [position] = desk.executor.positions()
+        assert position.quantity == 2
+        assert "AUSDT" in desk.executor.blocked_symbols()
+        assert await desk.equal()
+
+
+async def test_of_a_shared_symbol_theirs_is_closed_first_and_the_stop_closes_both(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        await opened(desk)
+        venue.trade("AUSDT", Side.BUY, Decimal(8), "web_1")
+        venue.trade("AUSDT", Side.SELL, Decimal(3), "web_2")
+        await desk.executor.events_applied()
+        [position] = desk.executor.positions()
+        assert position.quantity == 2
+        venue.trigger(OrderPurpose.STOP, "99")
+        closed = await desk.closed()
+        assert (closed.close_reason, closed.realised_pnl) == ("stop", -2)
+        assert venue.held == {}
+        assert await desk.equal()
+
+
+async def test_with_adopt_what_somebody_adds_becomes_ours(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue, foreign="adopt") as desk:
+        await opened(desk)
+        venue.trade("AUSDT", Side.BUY, Decimal(50), "web_1")
+        await desk.executor.events_applied()
+        [position] = desk.executor.positions()
+        assert position.quantity == 52
+        assert await desk.executor.close(position, CloseReason.EXIT)
+        assert venue.held == {}
