@@ -171,7 +171,7 @@ async def _trade(
             keeping_bans(state.store) as bans,
             open_pool(analysis, nursery) as pool,
             open_venue(
-                loaded, directory, monitor, Gate(state.lease.may_send, bans.until_ms, bans.add)
+                loaded, directory, monitor, gate := Gate(state.lease.may_send, bans.until_ms, bans.add)
             ) as venue,
             archiving(
                 directory / "archive",
@@ -199,6 +199,7 @@ async def _trade(
                 notifier,
                 loaded.secrets.api_token,
                 marks,
+                gate,
             )
             await opened.trade(summary, stop, started)
         summary.archived = archive.archived
@@ -268,7 +269,9 @@ class OpenDaemon:
         notifier: Notifier,
         api_token: str,
         marks: HeapMarks,
+        gate: Gate,
     ) -> None:
+        self.gate = gate
         self.settings = settings
         self.api_token = api_token
         self.directory = directory
@@ -397,6 +400,7 @@ class OpenDaemon:
             ),
         )
         await kill.open()
+        self.gate.may_open = lambda: kill.words
         executor = Executor(
             exchange,
             self.store,
@@ -411,6 +415,7 @@ class OpenDaemon:
             halted=lambda: kill.words,
             order_window=settings.kill.order_window,
         )
+        equity.reconciliation = executor
         reconciler = Reconciler(
             executor,
             exchange,
@@ -465,25 +470,26 @@ class OpenDaemon:
             "exchange adapter": lambda: held_bytes(exchange, within="service.exchange"),
         }
         self.gauges = self._gauges
-        await self._bootstrap(universe)
         async with (
             executor.running(),
             exchange.user_stream(executor.on_event, executor.on_gap),
             reconciler.running(),
             kill.running(executor),
-            feed.running(universe.symbols),
-            self._watching(),
         ):
-            await feed.settled()
             log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
-            await self._decided_before()
-            self.collector.freeze()
-            self.marks.started()
-            log.info("trading", symbols=len(universe.symbols))
-            self.notifier.ready("trading")
-            started.set()
-            await self._cycles(summary, universe)
-            await self._drain(summary)
+            await self._bootstrap(
+                universe
+            )  # minutes on a large universe, in which positions are looked after
+            async with feed.running(universe.symbols), self._watching():
+                await feed.settled()
+                await self._decided_before()
+                self.collector.freeze()
+                self.marks.started()
+                log.info("trading", symbols=len(universe.symbols))
+                self.notifier.ready("trading")
+                started.set()
+                await self._cycles(summary, universe)
+                await self._drain(summary)
 
     async def _open_ledger(self) -> Ledger:
         account = await self.exchange.account()
@@ -522,6 +528,7 @@ class OpenDaemon:
                 self.notifier.extend(60)
 
         failed = await self.parts.feed.bootstrap(universe.symbols, progress)
+        self.finished_s = self.clock.monotonic_s()  # the first cycle's time begins now
         statistics = self.parts.feed.statistics()
         log.info(
             "candles ready",
@@ -795,7 +802,7 @@ class OpenDaemon:
         """
         equity = self.parts.equity
         for _ in range(10):
-            await equity.look()
+            await equity.look(attempts=1)
             if equity.check is None or abs(equity.check.difference) <= CENT:
                 break
             await asyncio.sleep(0.2)

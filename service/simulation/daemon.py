@@ -178,6 +178,7 @@ class Life:
                 Notifier(),
                 api_token="",
                 marks=Unmarked(),
+                gate=gate,
             )
             await self.daemon.trade(RunSummary(), self.stop, self.started)
 

@@ -15,7 +15,9 @@ from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
 from service.records import Adjustment, CloseReason, Fill, Order, OrderPurpose, OrderStatus, Position
 from service.trading.books import Books
+from service.trading.foreign import is_foreign
 from service.trading.ledger import Holding, Ledger
+from service.trading.ledger import booked as amount_booked
 from service.trading.orders import (
     RESTING,
     Instruction,
@@ -28,6 +30,7 @@ from service.trading.orders import (
 from service.trading.outbox import Outbox
 from service.trading.positions import (
     after_fill,
+    beyond,
     close_reason,
     is_open,
     never_opened,
@@ -49,7 +52,8 @@ class Bookkeeper:
     """Changes the books, with their lock held.
 
     Args: protect, sweep: called with the id of a position that lacks protection, or that ended with
-    orders of it resting; they must not block.
+    orders of it resting; they must not block. adopts: what somebody else adds to a position of ours
+    becomes ours.
     """
 
     def __init__(
@@ -63,7 +67,9 @@ class Bookkeeper:
         *,
         protect: Callable[[str], None],
         sweep: Callable[[str], None],
+        adopts: bool = False,
     ) -> None:
+        self._adopts = adopts
         self._books = books
         self._store = store
         self._ledger = ledger
@@ -81,7 +87,9 @@ class Bookkeeper:
                 order = self._books.recognised(update)
             if order is None:
                 self._recorder.count("trading.foreign_order_events")
-                if is_ours(update.client_order_id):  # another instance, or lost state
+                if (
+                    is_ours(update.client_order_id) and not update.status.final
+                ):  # another instance, lost state
                     self._books.reconcile_wanted.set()
                 return None
             return await self._advance(order, Reported(update))
@@ -134,6 +142,8 @@ class Bookkeeper:
         current = self._books.orders.get(position.stop_order_id if stop else position.target_order_id)
         name = order.client_order_id
         if current is not None and current.client_order_id == name:
+            if stop:
+                self._books.protected(position.position_id)  # it was in doubt
             return
         if current is not None and current.status in RESTING:
             self._recorder.count("trading.surplus_orders")
@@ -168,9 +178,18 @@ class Bookkeeper:
             position = await self._position_of(fill, order)
             booking = self._ledger.preview(fill)
             outcome = None
+            ours = self._part_of(fill, order, position)
+            if not ours:
+                position = None
             record = position
             if position is not None:
-                outcome = after_fill(position, fill, booking.fee, booking.realised_pnl)
+                part = msgspec.structs.replace(fill, quantity=ours)
+                fee, realised = booking.fee, booking.realised_pnl
+                if ours != fill.quantity:
+                    fee, realised = (
+                        amount_booked(amount * ours / fill.quantity) for amount in (fee, realised)
+                    )
+                outcome = after_fill(position, part, fee, realised)
                 record = outcome.position
                 if outcome.closed:
                     cause = order or self._triggered(position)
@@ -202,16 +221,41 @@ class Bookkeeper:
                     self._books.remember(order)
                 self._books.filled[name] = self._books.filled.get(name, ZERO) + fill.quantity
             if record is not None and outcome is not None:
-                if outcome.foreign:
-                    self._books.foreign[fill.symbol] = f"{outcome.foreign} executed beyond our position"
-                    self._books.reconcile_wanted.set()
+                foreign = outcome.foreign + fill.quantity - ours
+                if foreign:
+                    self._block(fill, f"{foreign} executed beyond our position")
                 await self._after_fill(fill, record)
             else:
                 self._recorder.count("trading.foreign_fills")
-                self._books.reconcile_wanted.set()
+                self._block(fill, f"foreign: execution {fill.trade_id} of {fill.side} {fill.quantity}")
             if order is not None:
                 await self._after_order(order, ())
             return True
+
+    def _part_of(self, fill: Fill, order: Order | None, position: Position | None) -> Decimal:
+        """The quantity of a fill that is its position's.
+
+        A symbol may be shared: somebody else adds to what we hold. That stays theirs unless the policy is
+        to adopt, and what they close is theirs first.
+        """
+        if position is None:
+            return ZERO
+        entry = fill.side is position.position_side.entry_side
+        if order is not None and not entry:  # a stop for all that is held executes for both
+            return min(fill.quantity, position.quantity) or fill.quantity
+        if order is not None or self._adopts or is_foreign(position):
+            return fill.quantity
+        if entry:
+            return ZERO
+        return max(fill.quantity - beyond(position, self._ledger.holding(fill.symbol).quantity), ZERO)
+
+    def _block(self, fill: Fill, why: str) -> None:
+        """Nothing is opened on the symbol until reconciliation has looked at it."""
+        self._books.reconcile_wanted.set()
+        if fill.symbol not in self._books.foreign:
+            self._recorder.count("trading.foreign_symbols")
+            log.error("symbol blocked: not ours", symbol=fill.symbol, detail=why)
+        self._books.foreign[fill.symbol] = why
 
     async def book_missed(self, fill: Fill) -> bool:
         """Book an execution from the venue's list. False when it was booked before.

@@ -90,7 +90,15 @@ class Executor:
         self._outbox = Outbox(archive, recorder, store)
         self._books = books = Books(store, self._outbox, clock, recorder)
         self._bookkeeper = keeper = Bookkeeper(
-            books, store, ledger, self._outbox, clock, recorder, protect=self.protect, sweep=self._sweep
+            books,
+            store,
+            ledger,
+            self._outbox,
+            clock,
+            recorder,
+            protect=self.protect,
+            sweep=self._sweep,
+            adopts=settings.foreign == "adopt",
         )
         self._sender = sender = Sender(
             exchange,
@@ -131,6 +139,7 @@ class Executor:
             margin_type=margin_type,
             rules=rules,
         )
+        self._ledger = ledger
         self.reconcile_wanted = books.reconcile_wanted
 
     # -- life ---------------------------------------------------------------------------------------
@@ -279,6 +288,10 @@ class Executor:
         """The number of the newest gap."""
         return self._gap
 
+    def reconciled_since(self, gap: int) -> bool:
+        """Whether a reconciliation that began after that gap is complete."""
+        return self._reconciled_gap >= gap
+
     def reconciled(self, gap: int) -> None:
         """A complete reconciliation began after that gap."""
         self._reconciled_gap = max(self._reconciled_gap, gap)
@@ -364,6 +377,9 @@ class Executor:
         if self._books.entries_barred:
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail=self._books.entries_barred)
         blocked = self.blocked_symbols().get(symbol)
+        held = self._ledger.holding(symbol).quantity
+        if held and not blocked and self._books.position_on(symbol) is None:
+            blocked = f"foreign: position {held}"  # nobody has looked at it yet
         if blocked or symbol in self.held_symbols():
             return Refused(
                 reason=RefusalReason.SYMBOL_HELD, detail=blocked or "1 position or order there, 0 allowed"
@@ -398,6 +414,10 @@ class Executor:
     async def book_adjustment(self, adjustment: Adjustment) -> bool:
         """Book funding or a transfer once, and on the position it belongs to."""
         return await self._bookkeeper.book_adjustment(adjustment)
+
+    def stop_in_doubt(self, position_id: str) -> None:
+        """The stop does not rest and may be executing: until that is known the position counts as without."""
+        self._books.unprotected_now(position_id)
 
     def stop_missing(self, position_id: str) -> None:
         """The venue does not hold the stop that we believed in."""

@@ -146,5 +146,10 @@ def close_reason(fill: Fill, order: Order | None, meant: CloseReason | None) -> 
     return _PURPOSE_REASONS.get(order.purpose, CloseReason.MANUAL)
 
 
+def beyond(position: Position, held: Decimal) -> Decimal:
+    """What is held in the position's direction and is not the position's. Args: held: signed quantity."""
+    return max(held * position.position_side.sign - position.quantity, ZERO)
+
+
 def side_of(quantity: Decimal) -> PositionSide:
     return PositionSide.LONG if quantity > 0 else PositionSide.SHORT

@@ -177,7 +177,7 @@ class Protector:
             step = next_stop_step(
                 failures, unprotected_s=unprotected_s, limit_s=self._settings.unprotected_limit_s
             )
-            if step is Step.CLOSE and is_guest(position) and failures[-1].reaction is not Reaction.CLOSE_NOW:
+            if step is Step.CLOSE and is_guest(position):
                 step = Step.WATCH  # a guest is given a stop; closing it is its owner's business
             self._tell(position, step, failures, unprotected_s)
             if step is Step.CLOSE:
@@ -192,6 +192,10 @@ class Protector:
                 continue
             failure = await self._unknown_stop(position)
             if failure is None and self._books.positions.get(name) is position:
+                if step is Step.WATCH:
+                    waits_s = self._retry_s * (2 ** min(rounds, 10) if is_guest(position) else 1)
+                    await pause(self._clock, min(waits_s, LONGEST_RETRY_S))
+                    rounds += 1
                 failure = await self._stop_step(position, step, failures)
             if failure is NOTHING_HELD:
                 return
@@ -230,8 +234,6 @@ class Protector:
             position = await self._on_their_grid(position)
         if step is Step.ASK:
             return await self._look_for_stop(position)
-        if step is Step.WATCH:
-            await pause(self._clock, self._retry_s)
         other = step in (Step.PLACE_OTHER_WORKING_TYPE, Step.PLACE_REDUCE_ONLY)
         configured: str = self._settings.stop_working_type
         return await self._place_protective(
@@ -273,9 +275,12 @@ class Protector:
             self._trail(position, price)
 
     def _watch(self, position: Position, price: float) -> None:
-        """The software stop: a position whose stop does not rest is closed when the price gets there."""
+        """The software stop: a position whose stop does not rest is closed when the price gets there.
+
+        A guest is not: perpd sends nothing for it but the stop.
+        """
         name = position.position_id
-        if name in self._stopping:
+        if name in self._stopping or is_guest(position):
             return
         if stop_breached(float(position.stop), price, position.position_side.sign):
             self._stopping.add(name)

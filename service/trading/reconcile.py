@@ -4,7 +4,7 @@ The venue is the truth for quantity, our ledger for intent. `plan` is pure: two 
 `Reconciler` fetches positions, plain and conditional orders, then executions and funding, while events go
 on being booked; it leaves alone what moved meanwhile, and acts: missing stops first. What no execution
 explains (a position vanished or changed) must be seen twice, since a snapshot may be older than the
-events already booked.
+events already booked. Only what the pass before did not see asks for the next one at once.
 """
 
 import asyncio
@@ -29,9 +29,10 @@ from service.records import (
 from service.settings import TradingSettings
 from service.trading.bookkeeping import CONTRADICTIONS
 from service.trading.executor import Executor
-from service.trading.foreign import guarded_elsewhere, taken_over
+from service.trading.foreign import guarded_elsewhere, is_foreign, taken_over
 from service.trading.ledger import Holding, Ledger, LedgerCheck
 from service.trading.orders import is_ours
+from service.trading.positions import beyond
 from service.trading.protecting import InstrumentOf
 
 log = structlog.get_logger("trading.reconcile")
@@ -57,6 +58,7 @@ class OurView(msgspec.Struct, frozen=True, kw_only=True):
     pending: tuple[Position, ...]
     orders: tuple[Order, ...]  # not final
     skipped: frozenset[str]
+    shared: dict[str, Decimal] = {}  # by symbol: what is held in our position's direction and not of it
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +99,11 @@ def plan(account: Account, resting: Sequence[Order], ours: OurView) -> Plan:
             and (o.position_id not in open_ids or _surplus(o, ours.positions, by_name))
         ),
         vanished=tuple(p for p in positions if p not in on_venue),
-        changed=tuple((p, abs(held[p.symbol])) for p in on_venue if abs(held[p.symbol]) != p.quantity),
+        changed=tuple(
+            (p, abs(held[p.symbol]))
+            for p in on_venue
+            if abs(held[p.symbol]) != p.quantity + ours.shared.get(p.symbol, ZERO)
+        ),
         given_up=tuple(
             p for p in ours.pending if p.symbol not in ours.skipped and p.position_id not in working
         ),
@@ -159,6 +165,8 @@ def _foreign(held: dict[str, Decimal], resting: Sequence[Order], ours: OurView) 
     for symbol, quantity in held.items():
         if known.get(symbol, 0) * quantity <= 0:
             found[symbol] = f"foreign: position {quantity}"
+        elif symbol in ours.shared:
+            found[symbol] = f"foreign: {ours.shared[symbol]} held there beside our position"
     return {symbol: what for symbol, what in found.items() if symbol not in ours.skipped}
 
 
@@ -278,7 +286,24 @@ class Reconciler:
         symbols = {p.symbol for p in (*positions, *pending)} | {order.symbol for order in orders}
         symbols |= before.keys() | executor.blocked_symbols().keys()
         moved = {s for s in symbols if executor.version(s) != before.get(s, -1)}
-        return OurView(positions=positions, pending=pending, orders=orders, skipped=frozenset(moved | busy))
+        return OurView(
+            positions=positions,
+            pending=pending,
+            orders=orders,
+            skipped=frozenset(moved | busy),
+            shared=self._shared(positions),
+        )
+
+    def _shared(self, positions: Sequence[Position]) -> dict[str, Decimal]:
+        """What our books say somebody else added to positions of ours; with `adopt` it is ours."""
+        if self._settings.foreign == "adopt":
+            return {}
+        found = {
+            p.symbol: beyond(p, self._ledger.holding(p.symbol).quantity)
+            for p in positions
+            if not is_foreign(p)
+        }
+        return {symbol: quantity for symbol, quantity in found.items() if quantity}
 
     def _current(self, before: dict[str, int]) -> bool:
         return all(self._executor.version(symbol) == version for symbol, version in before.items())
@@ -286,13 +311,20 @@ class Reconciler:
     async def _act(self, found: Plan, account: Account, resting: Sequence[Order], ours: OurView) -> None:
         executor = self._executor
         self._seen = self._still_triggered()
-        for order in (*found.resting, *found.unwritten):
+        for order in found.resting:
             executor.on_event(order)
+        nobodys = []
+        for order in found.unwritten:  # its name may tell whose it is, and is looked at once
+            if self._seen_before("unwritten", order.symbol, order.client_order_id):
+                nobodys.append(order)
+            else:
+                executor.on_event(order)
         await executor.events_applied()
+        self._count_as_unprotected(found)
         stops = {position.stop_order_id for position in found.stops_missing}
-        for order in sorted(found.ask, key=lambda order: order.client_order_id not in stops):
-            await self._ask(order)
+        await self._ask_all([order for order in found.ask if order.client_order_id in stops])
         self._place_missing_stops(found)
+        await self._ask_all([order for order in found.ask if order.client_order_id not in stops])
         self._place_missing_targets(found)
         for order in found.sweep:
             if executor.is_leftover(order):  # what was learned above may have made it the stop that counts
@@ -308,11 +340,13 @@ class Reconciler:
             await self._apart(position.symbol, self._take_quantity(position, quantity))
         await self._agree_on_the_rest(account, ours)
         await self._clear_orphans(found)
+        await self._clear_legs(nobodys, resting, ours)
         executor.block_foreign(found.foreign, keep=ours.skipped)
         for stranger in found.strangers:
             await self._apart(stranger.symbol, self._meet(stranger, resting))
+        news = self._seen - self._suspects
         self._suspects = self._seen
-        if self._suspects or found.unwritten:  # what was recognised is no longer foreign at the next pass
+        if news:  # what stays as it is, is looked at by the regular passes
             executor.reconcile_wanted.set()
 
     async def _apart(self, symbol: str, work: Coroutine[object, object, None]) -> None:
@@ -329,6 +363,15 @@ class Reconciler:
         return (kind, symbol, detail) in self._suspects
 
     # -- protection
+
+    def _count_as_unprotected(self, found: Plan) -> None:
+        """Asking takes seconds, in which perpd watches the price itself. A triggered stop is executing."""
+        statuses = {o.client_order_id: o.status for o in self._executor.working_orders()}
+        for position in found.stops_missing:
+            triggered = statuses.get(position.stop_order_id) is OrderStatus.TRIGGERED
+            current = self._open_now(position)
+            if current is not None and current.stop_order_id == position.stop_order_id and not triggered:
+                self._executor.stop_in_doubt(position.position_id)
 
     def _place_missing_stops(self, found: Plan) -> None:
         for position in found.stops_missing:
@@ -370,6 +413,15 @@ class Reconciler:
 
     def _open_now(self, position: Position) -> Position | None:
         return next((p for p in self._executor.positions() if p.position_id == position.position_id), None)
+
+    async def _ask_all(self, orders: Sequence[Order]) -> None:
+        """At the same time: each may take seconds. The first error is raised as it is."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for order in orders:
+                    tasks.create_task(self._ask(order), name=f"reconcile.ask.{order.client_order_id}")
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _ask(self, order: Order) -> None:
         """What became of an order of ours that does not rest."""
@@ -424,8 +476,12 @@ class Reconciler:
             return
         if not self._seen_before("changed", position.symbol, str(quantity)):
             return
-        if await self._correct(position.symbol, "quantity changed on the venue"):
-            await self._executor.correct_quantity(position.position_id, quantity)
+        if not await self._correct(position.symbol, "quantity changed on the venue"):
+            return
+        theirs = quantity > position.quantity and not is_foreign(position)
+        if theirs and self._settings.foreign != "adopt":
+            return  # what is more is not ours to close
+        await self._executor.correct_quantity(position.position_id, quantity)
 
     async def _why_vanished(self, position: Position) -> CloseReason:
         """Liquidation shows in the wallet's history; anything else was done by hand."""
@@ -463,6 +519,7 @@ class Reconciler:
                 self._recorder.count("reconcile.corrections")
                 log.error("books corrected", symbol=symbol, amount=str(correction.amount), reason=why)
                 return True
+        executor.reconcile_wanted.set()
         return False
 
     def _disagreeing(self, account: Account) -> list[str]:
@@ -485,19 +542,31 @@ class Reconciler:
         for order in found.orphans:
             if not self._seen_before("orphan", order.symbol, order.client_order_id):
                 continue
-            self._recorder.count("reconcile.orphans")
-            log.warning("orphan order cancelled", symbol=order.symbol, client_order_id=order.client_order_id)
-            try:
-                await self._exchange.cancel(order)
-            except VenueError as error:
-                log.warning("cancel failed", symbol=order.symbol, error=str(error))
+            await self._cancel_unknown(order)
+
+    async def _clear_legs(self, nobodys: Sequence[Order], resting: Sequence[Order], ours: OurView) -> None:
+        """Cancel closing orders of perpd that nobody knows of, once the position's own stop rests as well."""
+        names = {order.client_order_id for order in resting}
+        guarded = {p.symbol: p for p in ours.positions if p.stop_order_id in names}
+        for order in nobodys:
+            position = guarded.get(order.symbol)
+            if position and order.type.conditional and order.side is position.position_side.exit_side:
+                await self._cancel_unknown(order)
+
+    async def _cancel_unknown(self, order: Order) -> None:
+        self._recorder.count("reconcile.orphans")
+        log.warning("orphan order cancelled", symbol=order.symbol, client_order_id=order.client_order_id)
+        try:
+            await self._exchange.cancel(order)
+        except VenueError as error:
+            log.warning("cancel failed", symbol=order.symbol, error=str(error))
 
     async def _meet(self, stranger: VenuePosition, resting: Sequence[Order]) -> None:
         """A position that is not ours, as `trading.foreign` says; what moved lately is seen twice first."""
         policy = self._settings.foreign
-        if policy == "ignore" or not self._seen_before("stranger", stranger.symbol, str(stranger.quantity)):
+        if policy == "ignore" or (policy == "protect" and guarded_elsewhere(stranger, resting)):
             return
-        if policy == "protect" and guarded_elsewhere(stranger, resting):
+        if not self._seen_before("stranger", stranger.symbol, str(stranger.quantity)):
             return
         position = taken_over(
             stranger,
@@ -515,6 +584,7 @@ class Reconciler:
             stop=str(position.stop),
         )
         await self._executor.take_over(position)
+        self._executor.reconcile_wanted.set()  # what else rests there is looked at as the position's
 
     # -- money
 

@@ -98,7 +98,9 @@ class Sender:
     async def send(self, request: OrderRequest, order: Order) -> Failure | None:
         """Send one order that is written down, once. A Failure says that nothing rests or fills there."""
         name = request.client_order_id
-        halted = self._halted() if request.purpose is OrderPurpose.ENTRY else ""
+        halted = ""
+        if request.purpose is OrderPurpose.ENTRY:  # it may have been halted or blocked since it was approved
+            halted = self._halted() or self._books.foreign.get(request.symbol, "")
         if halted:
             self._books.remember(order)
             await self._bookkeeper.tell(order, Refused(f"nothing was sent: {halted}"))

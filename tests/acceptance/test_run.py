@@ -93,6 +93,7 @@ def test_a_stop_signal_drains_and_a_restart_goes_on(perpd, tmp_path):
     assert bootstrap["fetched"] <= 60 * 3 * 5, "a restart fetches only what is missing"
     reconciled = next(line for line in second.lines if line["message"] == "positions agree with the venue")
     assert set(reconciled["symbols"]) == {symbol for _, symbol in before}
+    assert second.lines.index(reconciled) < second.lines.index(bootstrap), "positions are looked after first"
     assert abs(float(second.summary["equity"]) - float(second.summary["exchange_equity"])) <= 0.01
 
 

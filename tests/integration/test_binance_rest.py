@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from urllib.parse import parse_qsl
 
+import msgspec
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
@@ -497,6 +498,29 @@ async def test_nothing_that_changes_the_account_is_sent_without_the_lease(venue:
         lease = ""
         venue.prepare("POST /fapi/v1/order", order_answer())
         assert (await exchange.place(ENTRY)).client_order_id == "entry-1"
+
+
+async def test_an_entry_that_waits_to_leave_stays_when_the_kill_switch_trips(venue: FakeVenue):
+    halted = ""
+    gate = Gate()
+    gate.may_open = lambda: halted
+    venue.prepare(PLACE, refusal(-1021), order_answer())
+    async with opened(venue, gate=gate) as exchange:
+        budget = exchange._rest.budget
+        take = budget.take
+
+        async def tripped_meanwhile(*words: object, **more: object) -> None:
+            nonlocal halted
+            await take(*words, **more)
+            halted = "kill switch flatten" if venue.asked(PLACE) else ""
+
+        budget.take = tripped_meanwhile  # type: ignore[method-assign]
+        with pytest.raises(VenueUnavailable, match="nothing was sent: kill switch flatten"):
+            await exchange.place(ENTRY)
+        assert len(venue.asked(PLACE)) == 1, "what was refused for its time is not signed again"
+        exit_ = msgspec.structs.replace(ENTRY, client_order_id="exit-1", purpose=OrderPurpose.EXIT)
+        await exchange.place(exit_)
+        assert len(venue.asked(PLACE)) == 2
 
 
 async def test_a_ban_is_told_to_who_keeps_it_and_one_of_before_the_restart_is_sat_out(venue: FakeVenue):

@@ -17,10 +17,10 @@ from service.directory import locked
 from service.errors import DaemonUnreachable, DataDirectoryUnusable, OrderRejected, VenueUnavailable
 from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import SOCKET_NAME, BadQuestion, controlling
-from service.records import OrderPurpose, Position, RefusalReason
+from service.records import Adjustment, OrderPurpose, Position, RefusalReason
 from service.settings import KillSettings, Loaded, RiskSettings, RunSettings, Secrets, Settings
 from service.store.sqlite import open_sqlite
-from service.trading import halting, kill_command
+from service.trading import equity, halting, kill_command
 from service.trading.equity import MARKS, EquityWatch
 from service.trading.halting import KEY, KillSwitch, Surroundings, read_switch
 from service.trading.kill_command import run
@@ -52,6 +52,7 @@ async def halting_at(
     known: list[KillSwitch] = []
     async with desk_at(path, venue, halted=lambda: known[0].words if known else "") as desk:
         equity = EquityWatch(venue, desk.store, desk.ledger, WallClock(), desk.counts)
+        equity.reconciliation = desk.executor
         await equity.open()
         switch = KillSwitch(
             desk.store,
@@ -163,6 +164,64 @@ async def test_losses_with_open_positions_trip_it_and_resuming_measures_anew(hal
     await halted.equity.look()
     await halted.kill.look(desk.executor)
     assert halted.kill.words == ""
+
+
+async def look(halted: Halted) -> None:
+    await halted.equity.look(attempts=1)
+    await halted.kill.look(halted.desk.executor)
+
+
+def moved(venue: Venue, amount: int) -> Adjustment:
+    """Money comes or goes; the income history tells it when the test lets it."""
+    venue.wallet += amount
+    return Adjustment(
+        adjustment_id="t1", kind="deposit", symbol="", amount=Decimal(amount), reason="TRANSFER",
+        at_ms=venue._now(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("amount", [-400, 1000])
+async def test_a_transfer_is_neither_a_loss_nor_a_peak_before_the_books_have_it(tmp_path: Path, amount: int):
+    venue = Venue()
+    venue.time_ms = WallClock().now_ms()
+    async with halting_at(tmp_path, venue) as halted:
+        desk = halted.desk
+        await opened(desk)
+        await look(halted)
+        before = halted.equity.marks
+        assert before is not None
+        transfer = moved(venue, amount)
+        for _ in range(2):  # the history lags behind the first reconciliation
+            await look(halted)
+            assert halted.equity.account is None
+            assert halted.equity.marks == before
+            assert halted.kill.words == ""
+            assert refusal(await desk.executor.open(signal("s9"), approved())) is RefusalReason.ENTRIES_OFF
+            assert desk.executor.reconcile_wanted.is_set()
+            await desk.reconciler.reconcile()
+            desk.executor.reconcile_wanted.clear()
+        venue.income.append(transfer)
+        await desk.reconciler.reconcile()
+        await look(halted)
+        assert halted.kill.words == ""
+        assert halted.equity.account is not None
+        assert halted.equity.marks is not None
+        assert halted.equity.marks.peak == pytest.approx(before.peak + amount, abs=0.2)
+
+
+async def test_what_no_reconciliation_explains_is_measured_as_the_venue_has_it(halted: Halted, monkeypatch):
+    monkeypatch.setattr(equity, "HISTORY_LAG_S", 0.0)
+    desk = halted.desk
+    await look(halted)
+    desk.venue.wallet -= 400  # and nothing will ever tell why
+    await look(halted)
+    await look(halted)
+    assert halted.kill.words == ""
+    await desk.reconciler.reconcile()
+    await look(halted)
+    assert Rule.DAY_LOSS in {trip.rule for trip in halted.kill.switch.trips}
+    await look(halted)
+    assert halted.equity.account is not None
 
 
 async def test_failing_orders_trip_it(tmp_path: Path):

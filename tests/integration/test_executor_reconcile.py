@@ -13,7 +13,9 @@ from service.errors import DataDirectoryUnusable, OrderRejected, StateConflict
 from service.records import (
     Account,
     Adjustment,
+    CloseReason,
     Fill,
+    Order,
     OrderPurpose,
     OrderStatus,
     Position,
@@ -258,10 +260,37 @@ async def test_a_foreign_position_that_has_a_stop_is_left_alone(tmp_path: Path):
         )
         venue.trade("FUSDT", Side.BUY, Decimal(3), "web_1")
         sent = len(venue.sent)
+        await desk.executor.events_applied()
         for _ in range(3):
+            desk.executor.reconcile_wanted.clear()
             await desk.reconciler.reconcile()
+            assert not desk.executor.reconcile_wanted.is_set()
         assert len(venue.sent) == sent
         assert "FUSDT" in desk.executor.blocked_symbols()
+
+
+async def test_after_lost_books_the_old_legs_are_cancelled_once_a_new_stop_rests(tmp_path: Path):
+    venue = Venue()
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    async with desk_at(tmp_path / "before", venue) as desk:
+        await opened(desk)
+        old = {order.client_order_id for order in await venue.open_orders()}
+    async with desk_at(
+        tmp_path / "after", venue, instrument_of=lambda symbol: RULES, foreign="adopt"
+    ) as desk:
+        for _ in range(6):
+            desk.executor.reconcile_wanted.clear()
+            await desk.reconciler.reconcile()
+            await quiet(desk)
+            assert venue.resting(OrderPurpose.STOP)
+        assert not desk.executor.reconcile_wanted.is_set()
+        [stop] = await venue.open_orders()
+        assert stop.client_order_id not in old
+        [position] = desk.executor.positions()
+        assert position.stop_order_id == stop.client_order_id
+        await desk.reconciler.reconcile()
+        assert desk.executor.blocked_symbols() == {}
 
 
 async def test_a_guest_is_never_closed_because_its_stop_cannot_be_placed(tmp_path: Path):
@@ -274,6 +303,23 @@ async def test_a_guest_is_never_closed_because_its_stop_cannot_be_placed(tmp_pat
         await until(lambda: venue.resting(OrderPurpose.STOP))
         assert venue.held["FUSDT"][0] == 3
         assert not [r for r in venue.sent if r.purpose is OrderPurpose.EXIT]
+
+
+@pytest.mark.parametrize("code", [-2010, -2021])
+async def test_a_guest_beyond_its_stop_is_left_to_its_owner(tmp_path: Path, code: int):
+    venue = Venue()
+    venue.trade("FUSDT", Side.BUY, Decimal(3), "web_1")
+    venue.before = {OrderPurpose.STOP: [OrderRejected("no", code=code) for _ in range(9)]}
+    async with desk_at(tmp_path, venue, foreign="protect", unprotected_limit_s=0.0001) as desk:
+        for _ in range(2):
+            await desk.reconciler.reconcile()
+        await until(lambda: len(venue.sent) > 5)
+        venue.mark = Decimal(90)
+        desk.executor.on_price("FUSDT", 90.0)
+        await until(lambda: venue.resting(OrderPurpose.STOP))
+        await quiet(desk)
+        assert {r.purpose for r in venue.sent} == {OrderPurpose.STOP}
+        assert venue.held["FUSDT"][0] == 3
 
 
 async def test_an_unreadable_store_at_the_start_of_a_pass_concludes_nothing(desk: Desk, monkeypatch):
@@ -353,3 +399,158 @@ async def test_a_correction_leaves_what_was_missed_on_another_symbol_to_its_exec
     assert await desk.equal()
     closed = {p.symbol: p.close_reason for p in await desk.store.closed_positions(9)}
     assert closed == {"AUSDT": "manual", "BUSDT": "adl"}
+
+
+async def test_nothing_is_opened_on_a_foreign_position_before_reconciliation_has_seen_it(desk: Desk):
+    desk.venue.trade("AUSDT", Side.SELL, Decimal(5), "web_1")
+    await desk.executor.events_applied()
+    assert "AUSDT" in desk.executor.blocked_symbols()
+    assert "AUSDT" in desk.executor.held_symbols()
+    assert refusal(await desk.executor.open(signal(), approved())) is RefusalReason.SYMBOL_HELD
+    desk.executor.block_foreign({})  # a pass whose snapshot is older
+    assert refusal(await desk.executor.open(signal(), approved())) is RefusalReason.SYMBOL_HELD
+    assert desk.venue.sent == []
+    desk.venue.trade("AUSDT", Side.BUY, Decimal(5), "web_2")
+    await desk.executor.events_applied()
+    await desk.reconciler.reconcile()
+    assert isinstance(await desk.executor.open(signal(), approved()), Position)
+
+
+async def test_an_entry_that_is_about_to_leave_stays_when_somebody_else_trades_its_symbol(desk: Desk):
+    leverage = desk.venue.set_leverage
+
+    async def traded_meanwhile(*words: object) -> None:
+        await leverage(*words)
+        desk.venue.trade("AUSDT", Side.SELL, Decimal(5), "web_1")
+        await desk.executor.events_applied()
+
+    desk.venue.set_leverage = traded_meanwhile
+    assert refusal(await desk.executor.open(signal(), approved())) is RefusalReason.ORDER_REJECTED
+    assert desk.venue.sent == []
+
+
+async def test_stops_that_are_gone_are_asked_for_at_once_and_count_as_missing_meanwhile(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        for symbol in ("AUSDT", "BUSDT", "CUSDT"):
+            await desk.executor.open(signal(symbol, symbol), approved())
+        await quiet(desk)
+        stops = venue.resting(OrderPurpose.STOP)
+        kept = {stop.client_order_id: venue.orders.pop(stop.client_order_id) for stop in stops}
+        asked: set[str] = set()
+        answer, ask = asyncio.Event(), venue.order
+
+        async def slow(order: Order):
+            asked.add(order.client_order_id)
+            await answer.wait()
+            return await ask(order)
+
+        venue.order = slow
+        passing = asyncio.create_task(desk.reconciler.reconcile())
+        await until(lambda: kept.keys() <= asked)
+        assert {symbol for symbol, _ in desk.executor.unprotected()} == {"AUSDT", "BUSDT", "CUSDT"}
+        back = stops[0]
+        venue.orders[back.client_order_id] = kept[back.client_order_id]  # the snapshot was wrong about one
+        answer.set()
+        await passing
+        await quiet(desk)
+        assert desk.executor.unprotected() == []
+        assert len(venue.resting(OrderPurpose.STOP)) == 3
+        assert venue.orders[back.client_order_id].status is OrderStatus.OPEN
+
+
+async def test_while_a_missing_stop_is_asked_for_perpd_closes_at_the_stop_itself(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        await opened(desk)
+        [stop] = venue.resting(OrderPurpose.STOP)
+        del venue.orders[stop.client_order_id]
+        never, asked = asyncio.Event(), asyncio.Event()
+
+        async def unanswered(order: Order):
+            asked.set()
+            await never.wait()
+
+        ask, venue.order = venue.order, unanswered
+        passing = asyncio.create_task(desk.reconciler.reconcile())
+        await asked.wait()
+        venue.order = ask
+        venue.mark = Decimal(98)
+        desk.executor.on_price("AUSDT", 98.0)
+        await until(lambda: not desk.executor.positions())
+        assert [r.purpose for r in venue.sent][-1] is OrderPurpose.EXIT
+        never.set()
+        passing.cancel()
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_what_somebody_adds_to_a_position_of_ours_stays_theirs(tmp_path: Path, heard: bool):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        await opened(desk)
+        venue.silent = not heard
+        venue.trade("AUSDT", Side.BUY, Decimal(50), "web_1")
+        for _ in range(3):
+            await desk.executor.events_applied()
+            desk.executor.reconcile_wanted.clear()
+            await desk.reconciler.reconcile()
+            await quiet(desk)
+        venue.silent = False
+        assert not desk.executor.reconcile_wanted.is_set()
+        [position] = desk.executor.positions()
+        assert position.quantity == 2
+        assert "50" in desk.executor.blocked_symbols()["AUSDT"]
+        assert await desk.equal()
+        assert await desk.executor.close(position, CloseReason.EXIT)
+        await quiet(desk)
+        assert venue.held["AUSDT"][0] == 50
+        assert await venue.open_orders() == []
+        await desk.reconciler.reconcile()
+        assert "AUSDT" in desk.executor.blocked_symbols()
+        assert await desk.equal()
+        venue.trade("AUSDT", Side.SELL, Decimal(50), "web_2")
+        await desk.executor.events_applied()
+        await desk.reconciler.reconcile()
+        assert desk.executor.blocked_symbols() == {}
+
+
+async def test_an_unexplained_quantity_beyond_ours_is_booked_and_not_closed(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        await opened(desk)
+        venue.silent, venue.amnesia = True, True
+        venue.trade("AUSDT", Side.BUY, Decimal(50), "web_1")
+        for _ in range(3):
+            await desk.reconciler.reconcile()
+        [position] = desk.executor.positions()
+        assert position.quantity == 2
+        assert "AUSDT" in desk.executor.blocked_symbols()
+        assert await desk.equal()
+
+
+async def test_of_a_shared_symbol_theirs_is_closed_first_and_the_stop_closes_both(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        await opened(desk)
+        venue.trade("AUSDT", Side.BUY, Decimal(8), "web_1")
+        venue.trade("AUSDT", Side.SELL, Decimal(3), "web_2")
+        await desk.executor.events_applied()
+        [position] = desk.executor.positions()
+        assert position.quantity == 2
+        venue.trigger(OrderPurpose.STOP, "99")
+        closed = await desk.closed()
+        assert (closed.close_reason, closed.realised_pnl) == ("stop", -2)
+        assert venue.held == {}
+        assert await desk.equal()
+
+
+async def test_with_adopt_what_somebody_adds_becomes_ours(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue, foreign="adopt") as desk:
+        await opened(desk)
+        venue.trade("AUSDT", Side.BUY, Decimal(50), "web_1")
+        await desk.executor.events_applied()
+        [position] = desk.executor.positions()
+        assert position.quantity == 52
+        assert await desk.executor.close(position, CloseReason.EXIT)
+        assert venue.held == {}

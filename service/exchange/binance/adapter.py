@@ -154,8 +154,11 @@ class BinanceExchange(AccountCalls):
     async def user_stream(
         self, on_event: Callable[[UserEvent], None], on_gap: Callable[[], None]
     ) -> AsyncIterator[None]:
-        """See the port. A repeated event, as a renewal brings, is harmless."""
-        events = UserEvents(lambda: stream.reconnect(), on_setting=self.setting_changed)
+        """See the port. A repeated event, as a renewal brings, is harmless.
+
+        A deposit or withdrawal counts as a gap: the books learn of it from the income history only.
+        """
+        events = UserEvents(lambda: stream.reconnect(), on_setting=self.setting_changed, on_transfer=on_gap)
 
         def on_missed() -> None:
             self.settings_unknown()

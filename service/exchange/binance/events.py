@@ -135,7 +135,8 @@ class UserEvents:
     """Decoder of the private stream.
 
     Args: on_key_expired: called when the venue drops the key; on_setting(symbol, leverage): called when a
-    symbol's settings changed, whoever changed them, with 0 where the leverage is not told.
+    symbol's settings changed, whoever changed them, with 0 where the leverage is not told; on_transfer:
+    called when money came or went; the income history says what.
     """
 
     def __init__(
@@ -143,9 +144,11 @@ class UserEvents:
         on_key_expired: Callable[[], None],
         quote_asset: str = "USDT",
         on_setting: Callable[[str, int], None] = lambda symbol, leverage: None,
+        on_transfer: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_key_expired = on_key_expired
         self._on_setting = on_setting
+        self._on_transfer = on_transfer
         self._quote_asset = quote_asset
         self._conditionals: OrderedDict[str, _Conditional] = OrderedDict()  # by client id
         self._became: OrderedDict[str, str] = OrderedDict()  # venue id of the order it became -> client id
@@ -271,7 +274,8 @@ class UserEvents:
         if not change:
             return []
         if part.reason in ("DEPOSIT", "WITHDRAW"):
-            return []  # left to the income history, which numbers it: two equal ones must not become one
+            self._on_transfer()  # the income history numbers it: two equal ones must not become one
+            return []
         if part.reason == "FUNDING_FEE":
             symbol = symbol or (part.positions[0].symbol if len(part.positions) == 1 else "")
             if symbol and at_ms % HOUR_MS <= FUNDING_DELAY_MS:

@@ -181,7 +181,8 @@ class RestClient:
             await self.budget.take_order(urgent=urgent)
         await self.budget.take(call.weight, priority=call.priority or ordering, urgent=urgent)
         if call.signed and call.kind is not Kind.READ:  # after the waits above: now is when it leaves
-            barred = self._gate.may_send()
+            opens = ordering and not call.priority
+            barred = self._gate.may_send() or (self._gate.may_open() if opens else "")
             if barred:
                 self._count("exchange.request.barred")
                 raise VenueUnavailable(f"{call.name}: nothing was sent: {barred}")

@@ -47,6 +47,16 @@ def account_event(reason: str, at_ms: int, **changes: object) -> bytes:
     return json.dumps({"e": "ACCOUNT_UPDATE", "E": at_ms, "T": at_ms, "a": part}).encode()
 
 
+@pytest.mark.parametrize("reason", ["DEPOSIT", "WITHDRAW"])
+def test_a_transfer_is_no_event_and_sends_for_the_history(reason: str):
+    told: list[str] = []
+    events = UserEvents(lambda: None, on_transfer=lambda: told.append(reason))
+    assert events.decode(account_event("FUNDING_FEE", 8 * HOUR_MS)) == []
+    assert told == []
+    assert events.decode(account_event(reason, 5)) == []
+    assert told == [reason]
+
+
 def test_a_trade_gives_its_fill_before_the_order_it_filled(events: UserEvents):
     fill, order = events.decode(order_event(c="entry-1"))
     assert isinstance(fill, Fill)
