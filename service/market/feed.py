@@ -28,6 +28,7 @@ from service.ports import CandleRow, Clock, MarketData, Recorder
 from service.records import TIMEFRAME_MS, CandleUpdate
 from service.settings import MarketSettings
 
+FALLEN_BEHIND_MS = 3_600_000  # without a candle for so long, the store is not asked alone
 MAX_REQUEST_CANDLES = 1_500  # the venue's own limit
 REPAIRERS = 4
 
@@ -420,7 +421,7 @@ class CandleFeed:
         return [] if row is None else self._store.rows_since(row, BASE_TIMEFRAME, since_ms)
 
     async def candles_since(self, symbol: str, since_ms: int) -> list[CandleRow]:
-        """As `closes`, by REST where the store does not reach back that far or lacks the symbol.
+        """As `closes`, by REST where the store does not reach back that far, fell behind or lacks the symbol.
 
         At most the 1,500 oldest of them; a candle the venue lacks is left out. Raises VenueUnavailable,
         VenueMalformed and RequestRejected.
@@ -428,7 +429,9 @@ class CandleFeed:
         start = -(-since_ms // BASE_MS) * BASE_MS
         row = self._rows.get(symbol)
         if row is not None and 0 < self._store.first_open_ms(row, BASE_TIMEFRAME) <= start:
-            return self._store.rows_since(row, BASE_TIMEFRAME, start)
+            kept = self._store.rows_since(row, BASE_TIMEFRAME, start)
+            if kept or self._clock.now_ms() - start < FALLEN_BEHIND_MS:
+                return kept
         wanted = (newest_closed_ms(self._clock.now_ms(), BASE_TIMEFRAME) - start) // BASE_MS + 1
         if wanted <= 0:
             return []

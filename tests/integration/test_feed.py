@@ -513,6 +513,19 @@ async def test_candles_since_come_from_the_store_while_it_reaches_back_and_else_
     assert await feed.candles_since("GONEUSDT", NOON) == []
 
 
+async def test_a_store_that_fell_behind_is_not_taken_for_a_symbol_without_candles(feed, market, clock):
+    await feed.bootstrap(["BTCUSDT"])
+    clock.advance_to(NOON + 30 * 60_000)
+    market.requests.clear()
+    assert await feed.candles_since("BTCUSDT", NOON) == []
+    assert market.requests == []  # late, and still on their way
+    clock.advance_to(NOON + 98 * 3_600_000)
+    assert (await feed.candles_since("BTCUSDT", NOON))[0][0] == NOON
+    market.broken["BTCUSDT"] = VenueUnavailable("away")
+    with pytest.raises(VenueUnavailable):
+        await feed.candles_since("BTCUSDT", NOON)
+
+
 async def test_the_repair_queue_holds_each_series_once_and_keeps_the_earliest_wish():
     queue = RepairQueue()
     assert queue.put("A", "5m")
