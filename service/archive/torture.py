@@ -89,10 +89,9 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, str | Decimal):
         try:
-            number = Decimal(value)
-        except InvalidOperation:
-            return value
-        return str(number.quantize(_PLACES, ROUND_HALF_UP, _EXACT)) if number.is_finite() else str(value)
+            return str(Decimal(value).quantize(_PLACES, ROUND_HALF_UP, _EXACT))
+        except InvalidOperation:  # no amount
+            return str(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     return value

@@ -45,6 +45,13 @@ def test_a_lost_a_repeated_and_a_misnumbered_record_are_each_counted(tmp_path: P
     assert (found.lost, found.duplicated, found.misnumbered, found.kept) == (1, 1, 1, 3)
 
 
+@pytest.mark.parametrize(
+    "name", ["1234e567890123456789", "9e999999999999999999", "NaN", "sNaN", "Infinity", "-"]
+)
+def test_a_name_that_looks_like_a_number_is_told_from_others(name: str) -> None:
+    assert digest(msgspec.json.encode({"id": name})) != digest(msgspec.json.encode({"id": name + "x"}))
+
+
 async def put_signals(directory: Path, day: int, ledger: _Ledger) -> None:
     signal = msgspec.structs.replace(
         example_signal(), signal_id=f"day {day}", features={"nan": float("nan"), "one": 1.0, "tiny": 1e-17}
