@@ -19,26 +19,22 @@ import structlog
 
 from service.archive.journal import Entry, Journal, open_journal
 from service.archive.lock import only_writer
-from service.archive.manifest import read_manifest, seal
-from service.archive.numbers import LAST_NAME, read_numbers, write_numbers
-from service.archive.schema import STREAMS, SchemaNewer, check_version
+from service.archive.manifest import seal
+from service.archive.numbers import LAST_NAME, write_numbers
+from service.archive.recovery import Found, recover_all
 from service.archive.segments import (
     LARGEST_RECORD_BYTES,
     OpenSegment,
     SegmentFile,
-    Tail,
     Threads,
     encode_line,
     open_segment,
-    parquets,
-    recover,
     remove_segment,
     segment_path,
-    sync_file,
     utc_day,
 )
 from service.archive.stream import NOWHERE, Stream, StreamStatistics
-from service.errors import ArchiveNotDrained, DataDirectoryUnusable
+from service.errors import ArchiveNotDrained
 from service.ports import Clock, Recorder
 from service.records import Record
 from service.settings import ArchiveSettings
@@ -73,7 +69,7 @@ class DataArchiver:
         settings: ArchiveSettings,
         clock: Clock,
         journal: Journal,
-        found: "Found",
+        found: Found,
         *,
         threads: Threads,
         open_segment: OpenSegment,
@@ -580,13 +576,6 @@ def _encoded(stream: str, record: Record) -> bytes:
     return encoded
 
 
-class Found(msgspec.Struct, frozen=True):
-    """What an earlier process left: where each stream's segments end, and what is in the journal."""
-
-    tails: dict[str, Tail]
-    journalled: list[tuple[int, str, int]]  # position, stream, sequence
-
-
 @asynccontextmanager
 async def archiving(
     directory: Path,
@@ -618,7 +607,7 @@ async def archiving(
                     settings,
                     clock,
                     journal,
-                    await loop.run_in_executor(threads.write, _recover_all, directory, journal),
+                    await loop.run_in_executor(threads.write, recover_all, directory, journal),
                     threads=threads,
                     open_segment=open_segment,
                     recorder=recorder,
@@ -657,49 +646,3 @@ async def _writer_of(archiver: DataArchiver, drain_limit_s: float) -> AsyncItera
             writer.cancel()
             await asyncio.wait((writer,), timeout=_CLOSE_LIMIT_S)
             await archiver.close()
-
-
-def _tail(directory: Path, stream: str, noted: int) -> Tail:
-    """Where the stream goes on: behind all that was ever durable, even where its last segment is gone."""
-    tail = recover(directory, stream)
-    if tail.next_sequence > noted:
-        return tail
-    log.error("records are missing from the archive", stream=stream, since=tail.next_sequence, until=noted)
-    return msgspec.structs.replace(tail, next_sequence=noted + 1)
-
-
-def _version_of(directory: Path, stream: str, tail: Tail) -> int:
-    """The schema of the stream's last record."""
-    if tail.path is not None:
-        return tail.version
-    manifest = next(
-        (found for path in parquets(directory, stream)[-1:] if (found := read_manifest(path))), None
-    )
-    return manifest.version if manifest else 1
-
-
-def _recover_all(directory: Path, journal: Journal) -> Found:
-    try:
-        journalled = journal.recover()
-        names = dict.fromkeys((*STREAMS, *(stream for _, stream, _ in journalled)))
-        noted = read_numbers(directory / LAST_NAME)
-        tails = {stream: _tail(directory, stream, noted.get(stream, 0)) for stream in names}
-        if journalled:
-            # What the earlier process wrote and had not synced leaves the journal: synced first.
-            for tail in tails.values():
-                if tail.path is not None:
-                    sync_file(tail.path)
-        for stream, tail in tails.items():
-            check_version(stream, _version_of(directory, stream, tail), f"the archive at {directory}")
-    except OSError as error:
-        raise DataDirectoryUnusable(f"the archive at {directory} cannot be read: {error}") from error
-    except SchemaNewer as error:
-        raise DataDirectoryUnusable(str(error)) from None
-    for stream, tail in tails.items():
-        if tail.torn_bytes:
-            log.warning(
-                "a torn end was cut from the archive", stream=stream, bytes=tail.torn_bytes, segment=tail.path
-            )
-    if journal.torn_bytes:
-        log.warning("a torn record was set aside from the journal", bytes=journal.torn_bytes)
-    return Found(tails, journalled)

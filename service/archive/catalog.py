@@ -12,11 +12,10 @@ from service.archive.segments import (
     envelope_of,
     first_sequence,
     hot_and_compacted,
+    last_envelope,
     parquet_range,
 )
 from service.errors import DataDirectoryUnusable
-
-_TAIL_BYTES = 1 << 20
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -83,10 +82,7 @@ def _version_of(path: Path) -> int:
     """The newest schema version in an unfinished segment: that of its last whole line."""
     with path.open("rb") as file:
         first = envelope_of(file.readline())
-        size = path.stat().st_size
-        file.seek(max(size - _TAIL_BYTES, 0))
-        lines = file.read().splitlines()
-    last = next((found for line in reversed(lines[-3:]) if (found := envelope_of(line))), first)
+    last = last_envelope(path)
     return max(first.v if first else 1, last.v if last else 1)
 
 

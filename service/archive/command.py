@@ -77,11 +77,10 @@ def run(args: argparse.Namespace, load: Load) -> int:
         code: int = args.archive_function(args)
         return code
     from service.archive.catalog import existing
-    from service.directory import market_name
+    from service.directory import data_path
 
     settings: Settings = load(args).settings
-    data = Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / market_name(settings)
-    code = args.archive_function(args, settings, existing(data / "archive"))
+    code = args.archive_function(args, settings, existing(data_path(settings) / "archive"))
     return code
 
 

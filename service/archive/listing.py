@@ -6,9 +6,7 @@ from typing import Any
 
 from service.archive.catalog import Segment, catalog
 from service.archive.schema import STREAMS
-from service.archive.segments import envelope_of
-
-_TAIL_BYTES = 1 << 20
+from service.archive.segments import last_envelope
 
 
 def streams(directory: Path) -> list[dict[str, Any]]:
@@ -58,12 +56,8 @@ def _end(segment: Segment) -> tuple[int, int]:
         return segment.manifest.last, segment.manifest.last_ms
     if segment.last is not None:
         return segment.last, 0
-    with segment.path.open("rb") as file:
-        file.seek(max(segment.size_bytes - _TAIL_BYTES, 0))
-        for line in reversed(file.read().splitlines()):
-            if (envelope := envelope_of(line)) is not None:
-                return envelope.seq, envelope.archived_ms
-    return 0, 0
+    last = last_envelope(segment.path)
+    return (last.seq, last.archived_ms) if last is not None else (0, 0)
 
 
 def _moment(at_ms: int) -> str:

@@ -16,8 +16,6 @@ from service.archive.segments import LONGEST_LINE_BYTES
 from service.archive.table import table
 from service.errors import EXIT_USAGE, PerpdError
 
-FORMATS = ("table", "csv", "json", "parquet")
-DEFAULT_MEMORY_MB = 256
 PROCESS_MB = 128  # what the process needs beside what DuckDB counts
 LEAST_MB = 64  # less than this DuckDB cannot read lines in
 _SHOWN_ROWS = 1_000

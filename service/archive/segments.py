@@ -176,6 +176,11 @@ def envelope_of(line: bytes) -> Envelope | None:
         return None
 
 
+def last_envelope(path: Path) -> Envelope | None:
+    """Of the last record that can be read. Raises OSError."""
+    return _last_whole_line(path, path.stat().st_size)[1]
+
+
 def _cut(path: Path, end: int) -> None:
     with path.open("r+b") as segment:
         segment.seek(end)

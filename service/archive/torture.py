@@ -3,8 +3,9 @@
 Each round is a fresh process. It reports every record it is about to put, and every one whose `put`
 returned, through a pipe that outlives it. After SIGKILL at a random moment the archive is opened again, which
 replays the journal, and what is new in the segments is compared: lost is acknowledged and absent, duplicated
-is there more often than it was put. Sequence numbers must go on without a gap. At the end the archive is
-verified, that of the daemon once it is all compacted to Parquet.
+is there more often than it was put. Sequence numbers must go on without a gap. A daemon compacts meanwhile,
+and its upkeep outlives it: records are counted in lines and Parquet together. At the end the archive is
+verified, that of the daemon once it is all compacted.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,10 @@ from typing import Any
 import msgspec
 
 from service.archive.archiver import archiving
-from service.archive.segments import Envelope, segments
+from service.archive.lock import only_upkeep
+from service.archive.segments import Envelope, first_sequence, hot_and_compacted, parquet_range
 from service.clock import WallClock
-from service.errors import EXIT_FAILURE, EXIT_OK, PerpdError
+from service.errors import EXIT_FAILURE, EXIT_OK, DataDirectoryUnusable, PerpdError
 from service.settings import ArchiveSettings
 
 DIGEST_BYTES = 8
@@ -38,6 +41,11 @@ START_LIMIT_S = 120.0
 LONGEST_LOAD_S = {"archive": 0.15, "daemon": 2.0}
 START_KILL_FRACTION = 0.1  # of the kills come while it starts: a replay must survive a kill too
 SIM_SYMBOLS, SIM_SPEED = 40, 600
+UPKEEP_LIMIT_S = 120.0
+UPKEEP_MEMORY_MB = 128
+_ENVELOPE = frozenset(Envelope.__struct_fields__)
+_PLACES = Decimal(1).scaleb(-18)
+_EXACT = Context(prec=60)
 
 
 class TortureFailed(PerpdError):
@@ -50,6 +58,7 @@ class Found(msgspec.Struct, frozen=True):
     kills: int
     acknowledged: int
     kept: int
+    compacted: int  # of those kept, read from Parquet
     unacknowledged: int  # kept although the kill came before put returned
     replayed: int
     torn_bytes: int
@@ -61,7 +70,31 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def digest(record: bytes) -> bytes:
-    return blake2b(record, digest_size=DIGEST_BYTES).digest()
+    """The same for a record however it is written: as it was put, as a line, or from a row of Parquet."""
+    return digest_of(msgspec.json.decode(record))
+
+
+def digest_of(fields: dict[str, Any]) -> bytes:
+    plain = msgspec.json.encode(_plain(fields), order="deterministic")
+    return blake2b(plain, digest_size=DIGEST_BYTES).digest()
+
+
+def _plain(value: Any) -> Any:
+    """Amounts as in a DECIMAL(38,18), numbers as floats, without what is null."""
+    if isinstance(value, dict):
+        if set(value) == {"key", "value"} and isinstance(
+            value["key"], list
+        ):  # a MAP, as some DuckDBs give it
+            value = dict(zip(value["key"], value["value"], strict=True))
+        return {str(name): _plain(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, str | Decimal):
+        try:
+            return str(Decimal(value).quantize(_PLACES, ROUND_HALF_UP, _EXACT))
+        except InvalidOperation:  # no amount
+            return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return value
 
 
 def torture(kind: str, kills: int, seed: int, directory: Path, *, tell: bool = False) -> Found:
@@ -91,7 +124,8 @@ def run(kind: str, kills: int, seed: int, directory: Path | None) -> int:
     print(  # noqa: T201
         f"{found.kills} kills of the {kind} in {found.seconds:.0f} s, seed {seed}: "
         f"{found.acknowledged} records acknowledged, {found.kept} kept "
-        f"({found.unacknowledged} of them unacknowledged), {found.replayed} replayed from the journal, "
+        f"({found.unacknowledged} of them unacknowledged, {found.compacted} already in Parquet), "
+        f"{found.replayed} replayed from the journal, "
         f"{found.torn_bytes} torn bytes set aside\n"
         f"lost {found.lost}, duplicated {found.duplicated}, misnumbered {found.misnumbered}, "
         f"faults {found.faults}"
@@ -198,6 +232,22 @@ class _Listener:
         return data[whole:]
 
 
+@contextmanager
+def _after_upkeep(directory: Path) -> Iterator[None]:
+    """Wait for the upkeep that a killed daemon left, and let no other begin in the block."""
+    until_s = time.monotonic() + UPKEEP_LIMIT_S
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(only_upkeep(directory))
+                break
+            except DataDirectoryUnusable:
+                if time.monotonic() > until_s:
+                    raise TortureFailed("the upkeep of a killed daemon does not end") from None
+                time.sleep(0.05)
+        yield
+
+
 class _Ledger:
     """What was put and acknowledged, against what the segments hold."""
 
@@ -215,8 +265,9 @@ class _Ledger:
 
     def settle(self) -> None:
         """Replay the journal, then compare everything since the last time."""
-        asyncio.run(self._replay())
-        kept = Counter(digest(record) for record in self._new_records())
+        with _after_upkeep(self._directory):
+            asyncio.run(self._replay())
+            kept = Counter(self._new_records())
         for name, count in kept.items():
             self._totals["duplicated"] += max(0, count - self.put[name])
             self._totals["unacknowledged"] += max(0, count - self.acknowledged[name])
@@ -245,20 +296,39 @@ class _Ledger:
         self._totals["torn_bytes"] += statistics.torn_bytes
 
     def _new_records(self) -> Iterator[bytes]:
-        """Each record as it was put, of what was appended since the last time."""
+        """The digest of each record that came since the last time, in the order of their numbers."""
         for stream in sorted(path.name for path in self._directory.iterdir() if path.is_dir()):
-            for path in segments(self._directory, stream):
-                with path.open("rb") as file:
-                    file.seek(self._read_bytes.get(path, 0))
-                    for line in file:
-                        yield self._record(stream, line)
-                    self._read_bytes[path] = file.tell()
+            hot, compacted = hot_and_compacted(self._directory, stream)
+            firsts = {**{path: first_sequence(path) for path in hot}}
+            firsts |= {path: parquet_range(path)[0] for path in compacted}
+            for path in sorted(firsts, key=lambda path: firsts[path]):
+                rows = self._lines(path) if path in hot else self._rows(path, stream)
+                for fields in rows:
+                    self._totals["misnumbered"] += fields["seq"] != self._sequences[stream] + 1
+                    self._sequences[stream] = fields["seq"]
+                    yield digest_of({name: fields[name] for name in fields if name not in _ENVELOPE})
 
-    def _record(self, stream: str, line: bytes) -> bytes:
-        sequence = msgspec.json.decode(line, type=Envelope).seq
-        self._totals["misnumbered"] += sequence != self._sequences[stream] + 1
-        self._sequences[stream] = sequence
-        return b"{" + line.split(b",", 3)[3].rstrip(b"\n")
+    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        with path.open("rb") as file:
+            file.seek(self._read_bytes.get(path, 0))
+            for line in file:
+                yield msgspec.json.decode(line)
+            self._read_bytes[path] = file.tell()
+
+    def _rows(self, path: Path, stream: str) -> Iterator[dict[str, Any]]:
+        """What was not read before the segment was compacted."""
+        from service.archive.duck import connected, parquet_rows
+
+        since = self._sequences[stream]
+        if parquet_range(path)[1] <= since:
+            return
+        with connected(UPKEEP_MEMORY_MB) as connection:
+            sql = f"SELECT * FROM ({parquet_rows(stream, [path])}) WHERE seq > {since} ORDER BY seq"
+            found = connection.execute(sql)
+            names = [column[0] for column in found.description or ()]
+            rows = found.fetchall()
+        self._totals["compacted"] += len(rows)
+        yield from (dict(zip(names, row, strict=True)) for row in rows)
 
     def found(self, kills: int, seconds: float) -> Found:
         counted = {name: self._totals[name] for name in Found.__struct_fields__[1:-1]}

@@ -14,6 +14,13 @@ from service.archive.torture import ABOUT_TO_PUT, ACKNOWLEDGED, DIGEST_BYTES, RE
 JOURNAL_BYTES = (131_072, 4_194_304)
 SEGMENT_BYTES = 1_000_000  # small, so that kills meet the change from one to the next
 
+COMPACTING = {  # as often as it may, so that kills meet it
+    "PERPD_ARCHIVE__SEGMENT_BYTES": "65536",
+    "PERPD_ARCHIVE__FLUSH_AFTER_S": "0.2",
+    "PERPD_ARCHIVE__COMPACT_EVERY_S": "1.0",
+    "PERPD_ANALYSIS__CPU_THRESHOLDS": "[1.0, 1.0]",  # however busy the machine is
+}
+
 
 def main(spec: dict[str, Any]) -> None:
     os.set_inheritable(spec["pipe"], False)
@@ -95,7 +102,7 @@ def _daemon(spec: dict[str, Any]) -> None:
     from service.cli import run_command
 
     os.environ["PERPD_SIM__URL"] = spec["url"]
-    os.environ["PERPD_ARCHIVE__COMPACT"] = "false"  # what is killed is compared line by line, then compacted
+    os.environ.update(COMPACTING)
     start_nursery = nursery.start_nursery
 
     def start() -> nursery.Nursery:

@@ -1,11 +1,19 @@
 """A few kills of what 500 do in `perpd archive torture`."""
 
+import asyncio
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from service.archive.archiver import archiving
+from service.archive.compaction import compact
 from service.archive.torture import _Ledger, digest, torture
+from service.bench.archive import example_signal
+from service.clock import ManualClock
+from service.records import Adjustment
+from service.settings import ArchiveSettings
 
 
 @pytest.mark.parametrize(("kind", "kills"), [("archive", 12), ("daemon", 3)])
@@ -35,3 +43,47 @@ def test_a_lost_a_repeated_and_a_misnumbered_record_are_each_counted(tmp_path: P
     found = ledger.found(1, 0.0)
 
     assert (found.lost, found.duplicated, found.misnumbered, found.kept) == (1, 1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["1234e567890123456789", "9e999999999999999999", "NaN", "sNaN", "Infinity", "-"]
+)
+def test_a_name_that_looks_like_a_number_is_told_from_others(name: str) -> None:
+    assert digest(msgspec.json.encode({"id": name})) != digest(msgspec.json.encode({"id": name + "x"}))
+
+
+async def put_signals(directory: Path, day: int, ledger: _Ledger) -> None:
+    signal = msgspec.structs.replace(
+        example_signal(), signal_id=f"day {day}", features={"nan": float("nan"), "one": 1.0, "tiny": 1e-17}
+    )
+    amount = Decimal("0.10") / 3  # more digits than Parquet keeps
+    adjustment = Adjustment(
+        adjustment_id=str(day), kind="funding", symbol="A", amount=amount, reason="", at_ms=day
+    )
+    async with archiving(
+        directory, ArchiveSettings(), ManualClock(day * 86_400_000), drain_limit_s=5
+    ) as archive:
+        for stream, record in (("signals", signal), ("adjustments", adjustment)):
+            await archive.put(stream, record)
+            ledger.put[digest(msgspec.json.encode(record))] += 1
+            ledger.acknowledged[digest(msgspec.json.encode(record))] += 1
+
+
+async def test_records_that_were_compacted_before_they_were_compared_count_as_the_same(
+    tmp_path: Path,
+) -> None:
+    ledger = _Ledger(tmp_path)
+    for days in ((1, 2), (3, 4, 5)):
+        for day in days:
+            await put_signals(tmp_path, day, ledger)
+        compact(tmp_path)
+        await asyncio.to_thread(ledger.settle)
+    compact(tmp_path, newest=True)
+    ledger.acknowledged[digest(b'{"name":"lost"}')] += 1
+    await asyncio.to_thread(ledger.settle)
+    ledger.verify(compacted=True)
+
+    found = ledger.found(1, 0.0)
+
+    assert (found.lost, found.duplicated, found.misnumbered, found.faults) == (1, 0, 0, 0)
+    assert (found.kept, found.compacted) == (10, 6)

@@ -515,6 +515,15 @@ async def test_a_newer_schema_is_refused_by_writer_and_readers_in_words(
         await record(tmp_path)
 
 
+async def test_a_newer_schema_is_seen_behind_an_empty_newest_segment(tmp_path: Path) -> None:
+    with later_schema():
+        await put_grown(tmp_path, 1)
+        compact(tmp_path, newest=True)
+    left_empty(tmp_path, "1970-01-03", 2)
+    with pytest.raises(DataDirectoryUnusable, match="written by a newer perpd"):
+        await record(tmp_path)
+
+
 # -- full disk
 
 
