@@ -2,7 +2,8 @@
 
 ignore: it is left alone, and its symbol is not traded. protect: it gets a stop where none rests, and
 nothing else is ever sent for it. adopt: it becomes a position of ours, with a stop and without a target;
-it takes a place among the positions and `flatten` closes it.
+it takes a place among the positions and `flatten` closes it. What somebody adds to a position of ours is
+ours only with adopt; otherwise it stays theirs and blocks the symbol.
 """
 
 import hashlib
