@@ -386,6 +386,7 @@ class OpenDaemon:
         await shadows.restore()
         equity = EquityWatch(exchange, self.store, ledger, clock, self.monitor)
         await equity.open()
+        self.status.equity_known = lambda: equity.account is not None
         self.kill = kill = KillSwitch(
             self.store,
             equity,

@@ -11,7 +11,7 @@ from pathlib import Path
 from service.check import here
 from service.check.result import Check, as_json, failures, lines
 from service.check.venue import VenueChecks
-from service.directory import market_name
+from service.directory import data_path
 from service.errors import EXIT_FAILURE, EXIT_OK, CheckFailed
 from service.exchange.access import Access, reaching
 from service.exchange.gate import Gate
@@ -34,9 +34,7 @@ def run(loaded: Loaded, args: argparse.Namespace) -> int:
 
 async def _check(loaded: Loaded, environment: Mapping[str, str]) -> list[Check]:
     settings = loaded.settings
-    directory = (
-        Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / market_name(settings)
-    )
+    directory = data_path(settings)
     checks = check_here(loaded, directory, environment)
     # An embedded exchange keeps its account in a place of its own: a running daemon's is not disturbed.
     with tempfile.TemporaryDirectory(prefix="perpd-check-") as apart:

@@ -5,17 +5,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from service.directory import market_name
 from service.errors import DaemonUnreachable, NobodyListens
 from service.monitor.control import SOCKET_NAME, short_path
-from service.settings import Settings
 
 ANSWER_LIMIT_S = 30.0
-
-
-def directory_of(settings: Settings) -> Path:
-    """Where the daemon of these settings keeps its data."""
-    return Path(settings.run.data_dir) if settings.run.data_dir else Path(".perpd") / market_name(settings)
 
 
 def ask(directory: Path, question: dict[str, Any], limit_s: float) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from service.monitor.asking import ANSWER_LIMIT_S, ask, directory_of
+from service.directory import data_path
+from service.monitor.asking import ANSWER_LIMIT_S, ask
 from service.monitor.table import table
 from service.settings import Settings
 
@@ -15,7 +16,7 @@ _MB = 1024 * 1024
 def run(settings: Settings, args: argparse.Namespace) -> int:
     """Ask and print. Raises DaemonUnreachable."""
     question = {"ask": "memory", "trace_s": args.trace}
-    answer = ask(directory_of(settings), question, ANSWER_LIMIT_S + args.trace)
+    answer = ask(data_path(settings), question, ANSWER_LIMIT_S + args.trace)
     if args.json:
         print(json.dumps(answer))  # noqa: T201
     else:

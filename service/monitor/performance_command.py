@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.monitor.asking import ANSWER_LIMIT_S, ask, directory_of
+from service.directory import data_path
+from service.monitor.asking import ANSWER_LIMIT_S, ask
 from service.monitor.table import table
 from service.settings import Settings
 
@@ -14,7 +15,7 @@ _COLUMNS = (("p50_s", "p50"), ("p95_s", "p95"), ("p99_s", "p99"), ("longest_s", 
 
 def run(settings: Settings, args: argparse.Namespace) -> int:
     """Ask and print. Raises DaemonUnreachable."""
-    answer = ask(directory_of(settings), {"ask": "performance"}, ANSWER_LIMIT_S)
+    answer = ask(data_path(settings), {"ask": "performance"}, ANSWER_LIMIT_S)
     print(json.dumps(answer) if args.json else "\n".join(lines(answer)))  # noqa: T201
     return 0
 

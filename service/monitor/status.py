@@ -24,6 +24,7 @@ class Status:
         self._fresh = 0
         self._stale = 0
         self.archive_writable: Callable[[], bool] = lambda: False
+        self.equity_known: Callable[[], bool] = lambda: True
 
     def cycle_finished(self, *, fresh: int, stale: int) -> None:
         self._finished_ms = self._clock.now_ms()
@@ -42,6 +43,8 @@ class Status:
             reasons.append(f"the last cycle finished {age_ms / 1000:.0f} s ago")
         if self._finished_ms and not self._fresh:
             reasons.append(f"no series is fresh, {self._stale} symbols are stale")
+        if self._finished_ms and not self.equity_known():
+            reasons.append("the account's equity is not known, or our books do not explain it: no entries")
         if not self.archive_writable():
             reasons.append("the archive cannot be written")
         return not reasons, {"status": "ready" if not reasons else "not ready", "reasons": reasons}
