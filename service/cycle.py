@@ -91,7 +91,7 @@ async def run_cycle(parts: Parts, number: int) -> CycleReport:
     )
     parts.monitor.record("analysis", analysis.seconds)
     new = undecided(parts, analysis.signals)
-    close_to_signal_s = _time_to_signal(parts, new)
+    close_to_signal_s = time_to_signal(parts, new)
     with parts.monitor.operation("cycle.decisions"):
         decisions = await _decide_all(parts, new, stale, number)
     with parts.monitor.operation("cycle.shadows"):
@@ -105,16 +105,19 @@ def deadline_s(settings: CycleSettings, speed: float) -> float:
     return max(settings.interval_s * settings.deadline_fraction / speed, SHORTEST_DEADLINE_S)
 
 
-def _time_to_signal(parts: Parts, new: Sequence[Signal]) -> float | None:
-    """Record, per new signal, the wall time from its candle's close to being ready to be decided.
+def time_to_signal(parts: Parts, new: Sequence[Signal]) -> float | None:
+    """Record the longest wall time from a new signal's candle close to its being ready to be decided.
 
-    Signals of candles that closed before the first cycle are left out. Returns the longest.
+    One sample a cycle: a cycle's signals share a moment, and each recorded would crowd other cycles out of
+    the window. Signals of candles that closed before the first cycle are left out; None without another.
     """
     now_ms, speed = parts.clock.now_ms(), parts.clock.speed
     closes = [signal.candle_close_ms for signal in new if signal.candle_close_ms >= parts.first_ms]
-    for close_ms in closes:
-        parts.monitor.record(CLOSE_TO_SIGNAL, (now_ms - close_ms) / 1000 / speed)
-    return (now_ms - min(closes)) / 1000 / speed if closes else None
+    if not closes:
+        return None
+    longest_s = (now_ms - min(closes)) / 1000 / speed
+    parts.monitor.record(CLOSE_TO_SIGNAL, longest_s)
+    return longest_s
 
 
 def undecided(parts: Parts, signals: Sequence[Signal]) -> list[Signal]:

@@ -212,6 +212,8 @@ def _milliseconds(seconds: float | None, digits: int = 3) -> float | None:
 
 
 def _measured(monitor: PerformanceMonitor) -> dict[str, Any]:
+    """For the run summary, in ms: percentiles over the last cycles, one sample a cycle."""
+
     def milliseconds(kind: str, name: str) -> float | None:
         found = monitor.percentiles(kind)
         return _milliseconds(getattr(found, name)) if found else None

@@ -56,11 +56,11 @@ def cache_gauges(cache: CacheStatistics) -> Gauges:
 
 
 def delay_gauges(monitor: PerformanceMonitor) -> Gauges:
-    """From a candle's close to its signal, of the last signals and the longest of all; none before one."""
+    """From a candle's close to its signal, one sample a cycle: the last cycles and the longest of all."""
     recent, ever = monitor.percentiles(CLOSE_TO_SIGNAL), monitor.totals().get(CLOSE_TO_SIGNAL)
     if recent is None or ever is None:
         return {}
-    words = "Wall time from a candle's close to its signal being ready"
+    words = "Wall time per cycle from a candle's close to its latest signal being ready"
     return {
         "perpd_close_to_signal_p50_seconds": (f"{words}, recent median", recent.p50),
         "perpd_close_to_signal_p95_seconds": (f"{words}, recent 95th percentile", recent.p95),

@@ -445,7 +445,7 @@ class CycleReport(Record, frozen=True, kw_only=True):
     refused: dict[str, int]  # by RefusalReason
     batches: int
     analysis_s: float
-    close_to_signal_s: float | None  # of the latest new signal; None without one
+    close_to_signal_s: float | None  # per cycle: of its latest new signal; None without one
     seconds: float
     garbage_s: float
     series_reused: int  # parts of the analysis that depend on one series, which had not changed

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service.check import here
+from service.check.kill import kill_switch
 from service.check.result import Check, as_json, failures, lines
 from service.check.venue import VenueChecks
 from service.directory import data_path
@@ -40,6 +41,7 @@ async def _check(loaded: Loaded, environment: Mapping[str, str]) -> list[Check]:
     with tempfile.TemporaryDirectory(prefix="perpd-check-") as apart:
         async with reaching(loaded, Path(apart)) as access:
             checks += await _kept(loaded, directory)
+            checks.append(await kill_switch(loaded, directory / STATE_FILE, access.clock.now_ms()))
             bans = await _bans(loaded, directory)
             gate = Gate(silent_until_ms=lambda host: bans.get(host, 0))
             return checks + await VenueChecks(settings, access, gate).run()

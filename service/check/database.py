@@ -1,5 +1,7 @@
 """The check of a state that is kept in PostgreSQL. Makes nothing there."""
 
+from collections.abc import Mapping, Sequence
+
 from service.check.result import Check, failed, passed
 from service.directory import market_name
 from service.errors import PerpdError
@@ -30,6 +32,25 @@ async def state(loaded: Loaded) -> Check:
     if not version:
         return passed("state", f"none yet in {link.where}, it is made at the first start")
     return passed("state", f"schema {version} of {len(POSTGRES)} in {link.where}")
+
+
+async def values(loaded: Loaded, names: Sequence[str]) -> Mapping[str, str] | None:
+    """Those of the names that the state has; None where none was made yet. Raises StoreUnavailable."""
+    from service.store.postgres import kept_version
+    from service.store.postgres_link import Connection, Link
+
+    schema = schema_name(market_name(loaded.settings))
+
+    async def read(db: Connection) -> Mapping[str, str] | None:
+        if not await kept_version(db, schema):
+            return None
+        return dict(await db.fetch("select name, value from settings where name = any($1)", list(names)))
+
+    link = Link(loaded.secrets.database_url, schema, name="perpd check")
+    try:
+        return await link.run(read)
+    finally:
+        await link.close()
 
 
 async def bans(loaded: Loaded) -> dict[str, int]:

@@ -30,6 +30,8 @@ GOOD_OFFSET_MS, WORST_OFFSET_MS = 500, 1_000
 """The venue refuses a timestamp more than 1,000 ms ahead of its own."""
 DELIVERY_LIMIT_S = 10.0
 
+EMBEDDED = "a fresh simulated exchange; a running daemon's own is not looked at"
+
 OUTBOUND = "outbound address"
 PUBLIC = ("clock", "universe", "minimum notionals", "market stream")
 PRIVATE = (
@@ -127,7 +129,10 @@ class VenueChecks:
         began_s = self._access.clock.monotonic_s()
         await read(self._rest, TIME, {}, server_time.decode)
         took_ms = (self._access.clock.monotonic_s() - began_s) * 1000
-        return passed("venue reachable", f"{self._access.settings.rest_url} answers in {took_ms:.0f} ms")
+        found = f"{self._access.settings.rest_url} answers in {took_ms:.0f} ms"
+        if self._access.pids:
+            found += f"; {EMBEDDED}"
+        return passed("venue reachable", found)
 
     async def _outbound(self) -> Check:
         """The address we leave from. Behind a translating router the venue sees another one."""

@@ -9,6 +9,7 @@ def test_the_simulated_exchange_passes_and_the_table_says_so(perpd):
     assert run.process.returncode == 0, stdout
     assert stderr == ""
     assert "pass  order route" in stdout
+    assert "a fresh simulated exchange; a running daemon's own is not looked at" in stdout
     assert "fail" not in stdout
 
 
