@@ -10,7 +10,16 @@ from typing import Any, TextIO
 import msgspec
 
 from service.archive.catalog import catalog, check_versions
-from service.archive.duck import Connection, DuckError, connected, json_rows, no_rows, parquet_rows, text
+from service.archive.duck import (
+    Connection,
+    DuckError,
+    connected,
+    json_rows,
+    no_rows,
+    only_reads,
+    parquet_rows,
+    text,
+)
 from service.archive.schema import STREAMS
 from service.archive.segments import LONGEST_LINE_BYTES
 from service.archive.table import table
@@ -41,7 +50,10 @@ def define_views(connection: Connection, directory: Path, *, longest_bytes: int 
 
 
 def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb: int) -> None:
-    """Run one statement and write its result. Raises: QueryFailed, SchemaNewer."""
+    """Run one statement that only reads and write its result; files are written to `out` alone.
+
+    Raises: QueryFailed, SchemaNewer.
+    """
     check_versions(directory)
     sql = sql.strip().rstrip(";")
     with connected(max(memory_mb - PROCESS_MB, LEAST_MB)) as connection:
@@ -49,6 +61,8 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
         for attempt in range(_TRIES):
             try:
                 define_views(connection, directory, longest_bytes=longest_bytes)
+                if refusal := only_reads(connection, sql):
+                    raise QueryFailed(f"{refusal}; a file is written with --out FILE")
                 _answer(connection, sql, format, out)
                 return
             except DuckError as error:
@@ -64,7 +78,7 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
 
 def _answer(connection: Connection, sql: str, format: str, out: Path | None) -> None:
     if out is not None and format != "table":
-        connection.execute(f"COPY ({sql}) TO {text(out)} ({_copy_options(format)})")
+        connection.execute(f"COPY ({sql}\n) TO {text(out)} ({_copy_options(format)})")
         return
     result = connection.execute(sql)
     names = [column[0] for column in result.description or ()]

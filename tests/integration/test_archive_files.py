@@ -638,6 +638,63 @@ async def test_a_query_that_is_wrong_is_one_message(tmp_path: Path) -> None:
         query(tmp_path, "SELECT * FROM nowhere", format="table", out=None, memory_mb=256)
 
 
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("COPY (SELECT 1 AS seq) TO '{file}'", "COPY is not allowed"),
+        ("EXPLAIN ANALYZE COPY (SELECT 1 AS seq) TO '{file}'", "COPY is not allowed"),
+        ("EXPLAIN (ANALYZE) COPY (SELECT 1 AS seq) TO '{file}'", "COPY is not allowed"),
+        ("EXPLAIN /* */ ANALYZE COPY (SELECT 1 AS seq) TO '{file}'", "Parser Error|not allowed"),
+        ("COPY (PIVOT range(3) ON range) TO '{file}'", "not allowed"),
+        ("SELECT 1) TO '{file}' --", "Parser Error"),
+        ("SELECT 1; COPY (SELECT 1 AS seq) TO '{file}'", "2 statements"),
+        ("WITH c AS (COPY (SELECT 1 AS seq) TO '{file}') SELECT * FROM c", "COPY statement"),
+        ("EXPLAIN ANALYZE WITH c AS (COPY (SELECT 1 AS seq) TO '{file}') SELECT * FROM c", "COPY statement"),
+        ("WITH c AS (COPY (SELECT 1) TO '{file}') PIVOT range(3) ON range", "not allowed"),
+        ("ATTACH '{file}' AS other", "ATTACH is not allowed"),
+        ("EXPORT DATABASE '{file}'", "EXPORT is not allowed"),
+        ("INSTALL httpfs", "LOAD is not allowed"),
+        ("CREATE TABLE t (n INT)", "CREATE is not allowed"),
+        ("INSERT INTO t VALUES (1)", "INSERT is not allowed"),
+        ("PRAGMA threads = 1", "SET is not allowed"),
+        ("PREPARE p AS SELECT 1", "PREPARE is not allowed"),
+        ("", "the query is empty"),
+        (" ; ", "the query is empty"),
+        ("-- nothing", "the query is empty"),
+    ],
+)
+def test_a_query_that_does_more_than_read_is_refused_and_writes_nothing(
+    tmp_path: Path, sql: str, words: str
+) -> None:
+    file = tmp_path / "kept.parquet"
+    file.write_bytes(b"a segment")
+    for out in (None, tmp_path / "answer.csv"):
+        with pytest.raises(QueryFailed, match=words):
+            query(tmp_path, sql.format(file=file), format="csv", out=out, memory_mb=256)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"kept.parquet": b"a segment"}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH one AS (SELECT 1) SELECT * FROM one -- a remark",
+        "DESCRIBE fills",
+        "SUMMARIZE fills",
+        "SHOW TABLES",
+        "EXPLAIN SELECT * FROM fills",
+        "EXPLAIN ANALYZE SELECT * FROM fills",
+        "FROM fills",
+        "SELECT 'copy' AS word FROM fills ORDER BY seq",
+        "PIVOT range(3) ON range",
+    ],
+)
+def test_every_statement_that_reads_is_answered(
+    tmp_path: Path, sql: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query(tmp_path, sql, format="csv", out=None, memory_mb=256)
+    assert capsys.readouterr().out
+
+
 async def test_a_view_of_a_stream_without_records_is_empty_and_typed(tmp_path: Path) -> None:
     directory = tmp_path / "archive"
     directory.mkdir()
