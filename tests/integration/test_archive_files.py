@@ -666,12 +666,15 @@ async def test_a_query_that_is_wrong_is_one_message(tmp_path: Path) -> None:
 def test_a_query_that_does_more_than_read_is_refused_and_writes_nothing(
     tmp_path: Path, sql: str, words: str
 ) -> None:
-    file = tmp_path / "kept.parquet"
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    file = directory / "kept.parquet"
     file.write_bytes(b"a segment")
     for out in (None, tmp_path / "answer.csv"):
         with pytest.raises(QueryFailed, match=words):
-            query(tmp_path, sql.format(file=file), format="csv", out=out, memory_mb=256)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"kept.parquet": b"a segment"}
+            query(directory, sql.format(file=file), format="csv", out=out, memory_mb=256)
+    assert list(tmp_path.rglob("*.*")) == [file]
+    assert file.read_bytes() == b"a segment"
 
 
 @pytest.mark.parametrize(
@@ -693,6 +696,26 @@ def test_every_statement_that_reads_is_answered(
 ) -> None:
     query(tmp_path, sql, format="csv", out=None, memory_mb=256)
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("nowhere/x", "there is no directory"),
+        (".", "is a directory"),
+        ("archive/fills.x", "is inside the archive"),
+        ("/proc/x", "/proc/x: cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("format", ["table", "csv", "parquet"])
+def test_an_output_that_cannot_be_written_is_one_message_and_makes_nothing(
+    tmp_path: Path, out: str, words: str, format: str
+) -> None:
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    with pytest.raises(DataDirectoryUnusable, match=words):
+        query(directory, "SELECT 1 AS seq", format=format, out=tmp_path / out, memory_mb=256)
+    assert list(tmp_path.rglob("*")) == [directory]
 
 
 async def test_a_view_of_a_stream_without_records_is_empty_and_typed(tmp_path: Path) -> None:
