@@ -739,6 +739,32 @@ async def test_an_answer_is_written_in_each_format(tmp_path: Path, format: str) 
         assert len(out.read_text().splitlines()) == {"csv": 61, "json": 60, "table": 62}[format]
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "queried", "exported"),
+    [
+        ("a.csv", [], b"seq,symbol\n", b"v,seq,"),
+        ("a.JSON", [], b'{"seq":', b'{"v":'),
+        ("a.jsonl", [], b'{"seq":', b'{"v":'),
+        ("a.parquet", [], b"PAR1", b"PAR1"),
+        ("a.txt", [], b"seq  symbol", b"PAR1"),
+        ("a.txt", ["--format", "json"], b'{"seq":', b'{"v":'),
+        ("a.csv", ["--format", "json"], b'{"seq":', b'{"v":'),
+    ],
+)
+async def test_the_suffix_says_the_format_unless_a_flag_does(
+    tmp_path: Path, name: str, more: list[str], queried: bytes, exported: bytes
+) -> None:
+    await record(tmp_path / "archive", days=1, each=2)
+    out = tmp_path / name
+    for asked_for, start in (
+        (["query", "SELECT seq, symbol FROM adjustments"], queried),
+        (["export", "--stream", "adjustments"], exported),
+    ):
+        code = run_command(["archive", *asked_for, "--data-dir", str(tmp_path), "--out", str(out), *more])
+        assert code == EXIT_OK
+        assert out.read_bytes().startswith(start)
+
+
 async def test_a_tail_shows_the_last_records_that_match(tmp_path: Path) -> None:
     await record(tmp_path)
     conditions = [condition("symbol=BTCUSDT"), condition("seq >= 55"), condition("adjustment_id!=57")]
