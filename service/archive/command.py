@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 AddFlags = Callable[[argparse.ArgumentParser], None]
 Load = Callable[[argparse.Namespace], Any]
+SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 Names = Any  # argparse's subparsers have no public type
 
 
@@ -56,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser, add_run_flags: AddFlags) -> N
 
 def _add_output(parser: argparse.ArgumentParser, format: str) -> None:
     formats = ("table", "csv", "json", "parquet")
-    parser.add_argument("--format", choices=formats, default=format, help=f"default {format}")
+    words = f"default: what the suffix of --out says (.csv, .json, .jsonl, .parquet), else {format}"
+    parser.add_argument("--format", choices=formats, help=words)
+    parser.set_defaults(format_without_suffix=format)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there")
     parser.add_argument("--memory-mb", type=int, default=256, metavar="MB", help="for the whole process")
 
@@ -139,24 +142,26 @@ def _verify(args: argparse.Namespace, settings: Settings, directory: Path) -> in
 def _query(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
     from service.archive.query import query
 
-    query(directory, args.sql, format=args.format, out=_output(args), memory_mb=args.memory_mb)
+    query(directory, args.sql, **_output(args))
     return EXIT_OK
 
 
-def _output(args: argparse.Namespace) -> Path | None:
+def _output(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of query() that say how and where to. Raises QueryFailed."""
     from service.archive.query import QueryFailed
 
-    if args.format == "parquet" and args.out is None:
+    suffix = args.out.suffix.lower() if args.out else ""
+    format = args.format or SUFFIXES.get(suffix, args.format_without_suffix)
+    if format == "parquet" and args.out is None:
         raise QueryFailed("Parquet is not for a terminal: name a file with --out")
-    out: Path | None = args.out
-    return out
+    return {"format": format, "out": args.out, "memory_mb": args.memory_mb}
 
 
 def _export(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
     from service.archive.query import query
 
     sql = f'SELECT * FROM "{_stream(args.stream)}"' + (f" WHERE {args.where}" if args.where else "")
-    query(directory, f"{sql} ORDER BY seq", format=args.format, out=_output(args), memory_mb=args.memory_mb)
+    query(directory, f"{sql} ORDER BY seq", **_output(args))
     return EXIT_OK
 
 

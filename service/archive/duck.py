@@ -1,5 +1,6 @@
 """DuckDB on the archive: the only file that imports it, loaded by processes that end, never by the daemon."""
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ import duckdb
 from service.archive.schema import columns, former_columns, select_list
 
 _SHORTEST_BUFFER_BYTES = 1 << 20
+_EXPLAIN = re.compile(r"\s*explain\b(\s+analyze\b)?(\s*\(\s*(analyze|format)\b[^()]*\))?", re.IGNORECASE)
+_CHANGES = re.compile(r"\b(copy|insert|update|delete|merge)\b", re.IGNORECASE)
+_READS = re.compile(r"\s*(select|from|pivot|unpivot)\b", re.IGNORECASE)
 
 DuckError = duckdb.Error
 OutOfMemory = duckdb.OutOfMemoryException
@@ -33,6 +37,32 @@ def connected(memory_mb: int, threads: int = 1, *, ordered: bool = False) -> Ite
             yield connection
         finally:
             connection.close()
+
+
+def only_reads(connection: Connection, sql: str) -> str:
+    """Why this is not one statement that only reads; empty when it is.
+
+    Raises DuckError: it is no SQL, or asks for what is not there.
+    """
+    statements = connection.extract_statements(sql)
+    if not statements:
+        return "the query is empty"
+    if len(statements) > 1:
+        return f"{len(statements)} statements; ask one at a time"
+    kind = statements[0].type
+    if kind == duckdb.StatementType.EXPLAIN:
+        # EXPLAIN ANALYZE runs what it explains.
+        asked = _EXPLAIN.match(sql)
+        return only_reads(connection, sql[asked.end() :]) if asked else "EXPLAIN must come first"
+    # A PIVOT without its values is several statements inside, and so is a COPY of one.
+    if kind == duckdb.StatementType.SELECT or (kind == duckdb.StatementType.MULTI and _READS.match(sql)):
+        if _CHANGES.search(sql):
+            # WITH may hold a COPY or an INSERT, but only at the top level: one level down it does not bind.
+            connection.execute(f"EXPLAIN SELECT * FROM ({sql}\n)")
+        return ""
+    return (
+        f"{kind.name} is not allowed, a query only reads (SELECT, WITH, DESCRIBE, SUMMARIZE, SHOW, EXPLAIN)"
+    )
 
 
 def json_rows(stream: str, paths: Sequence[Path], *, strict: bool, longest_bytes: int) -> str:

@@ -10,11 +10,21 @@ from typing import Any, TextIO
 import msgspec
 
 from service.archive.catalog import catalog, check_versions
-from service.archive.duck import Connection, DuckError, connected, json_rows, no_rows, parquet_rows, text
+from service.archive.duck import (
+    Connection,
+    DuckError,
+    connected,
+    json_rows,
+    no_rows,
+    only_reads,
+    parquet_rows,
+    text,
+)
 from service.archive.schema import STREAMS
 from service.archive.segments import LONGEST_LINE_BYTES
 from service.archive.table import table
-from service.errors import EXIT_USAGE, PerpdError
+from service.errors import EXIT_USAGE, DataDirectoryUnusable, PerpdError
+from service.output import check_output, output_errors
 
 PROCESS_MB = 128  # what the process needs beside what DuckDB counts
 LEAST_MB = 64  # less than this DuckDB cannot read lines in
@@ -41,14 +51,21 @@ def define_views(connection: Connection, directory: Path, *, longest_bytes: int 
 
 
 def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb: int) -> None:
-    """Run one statement and write its result. Raises: QueryFailed, SchemaNewer."""
+    """Run one statement that only reads and write its result; files are written to `out` alone.
+
+    Raises: QueryFailed, SchemaNewer, DataDirectoryUnusable: `out` cannot be written.
+    """
     check_versions(directory)
+    if out is not None:
+        _check_out(out, directory)
     sql = sql.strip().rstrip(";")
     with connected(max(memory_mb - PROCESS_MB, LEAST_MB)) as connection:
         longest_bytes = 0
         for attempt in range(_TRIES):
             try:
                 define_views(connection, directory, longest_bytes=longest_bytes)
+                if refusal := only_reads(connection, sql):
+                    raise QueryFailed(refusal)
                 _answer(connection, sql, format, out)
                 return
             except DuckError as error:
@@ -62,9 +79,15 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
                 raise QueryFailed(words[:1_000]) from None
 
 
+def _check_out(out: Path, directory: Path) -> None:
+    if out.resolve().is_relative_to(directory.resolve()):
+        raise DataDirectoryUnusable(f"{out}: is inside the archive; name a file elsewhere")
+    check_output(out)
+
+
 def _answer(connection: Connection, sql: str, format: str, out: Path | None) -> None:
     if out is not None and format != "table":
-        connection.execute(f"COPY ({sql}) TO {text(out)} ({_copy_options(format)})")
+        connection.execute(f"COPY ({sql}\n) TO {text(out)} ({_copy_options(format)})")
         return
     result = connection.execute(sql)
     names = [column[0] for column in result.description or ()]
@@ -72,7 +95,7 @@ def _answer(connection: Connection, sql: str, format: str, out: Path | None) -> 
     if out is None:
         _print(names, rows, format, sys.stdout)
         return
-    with out.open("w", encoding="utf-8") as file:
+    with output_errors(out), out.open("w", encoding="utf-8") as file:
         _print(names, rows, format, file)
 
 

@@ -106,9 +106,10 @@ def _make(spec: dict[str, Any]) -> dict[str, Any]:
 def _ask(spec: dict[str, Any]) -> dict[str, Any]:
     from service.archive.query import query
 
-    out = Path(spec["ask"]) / "answer.json"
-    query(Path(spec["ask"]), spec["sql"], format="json", out=out, memory_mb=MEMORY_MB)
-    return {"rows": len(out.read_text().splitlines())}
+    with tempfile.TemporaryDirectory(prefix="perpd-bench-", dir=Path(spec["ask"]).parent) as beside:
+        out = Path(beside) / "answer.json"
+        query(Path(spec["ask"]), spec["sql"], format="json", out=out, memory_mb=MEMORY_MB)
+        return {"rows": len(out.read_text().splitlines())}
 
 
 def _peak_mb() -> float:

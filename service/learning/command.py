@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.clock import parse_time
 from service.errors import EXIT_OK, HistoryUnusable, SettingsInvalid
+from service.output import check_output, output_errors
 
 if TYPE_CHECKING:
     from service.learning.dataset import Manifest
@@ -105,7 +106,7 @@ def _built(args: argparse.Namespace, archive: Path) -> "Manifest":
 
     memory_mb = max(args.memory_mb - PROCESS_MB, LEAST_MB)
     try:
-        with connected(memory_mb, threads=2) as history:
+        with output_errors(args.out), connected(memory_mb, threads=2) as history:
             define_views(history, archive)
             processor = MLDataProcessor(
                 history,
@@ -140,9 +141,12 @@ def _describe(args: argparse.Namespace, load: Load) -> int:
     from service.learning.describe import as_json, describe, lines
     from service.learning.picture import svg
 
+    if args.image:
+        check_output(args.image)
     description = describe(Dataset(args.dataset))
     if args.image:
-        args.image.write_text(svg(description), encoding="utf-8")
+        with output_errors(args.image):
+            args.image.write_text(svg(description), encoding="utf-8")
     _say(json.dumps(as_json(description)) if args.json else "\n".join(lines(description)))
     return EXIT_OK
 
@@ -150,6 +154,7 @@ def _describe(args: argparse.Namespace, load: Load) -> int:
 def _generate(args: argparse.Namespace, load: Load) -> int:
     from service.learning.synthetic import Size, generate
 
-    made = generate(args.out / "archive", Size(args.records, args.symbols, args.seed))
+    with output_errors(args.out):
+        made = generate(args.out / "archive", Size(args.records, args.symbols, args.seed))
     _say(f"{args.out}: {made:,} signals, each with its outcome")
     return EXIT_OK

@@ -17,6 +17,7 @@ from service.clock import WallClock, file_time
 from service.directory import data_path, locked, marked_name, market_name
 from service.errors import DataDirectoryUnusable
 from service.logs import configure
+from service.output import check_output
 from service.settings import Loaded, RunSettings, Secrets, check_database_url
 from service.store.backup import copy_file, digest_file, put_back, reading, write_file
 from service.store.opening import STATE_FILE, open_links, schema_name
@@ -109,6 +110,8 @@ async def _migrate(place: Place) -> dict[str, Any]:
 
 
 async def _backup(place: Place, out: Path | None) -> dict[str, Any]:
+    if out is not None:
+        check_output(out)
     target = out or _aside(place.directory / "backups" / STATE_FILE)
     if not place.url:
         copy_file(place.file, target)
@@ -158,15 +161,21 @@ async def _replace(db: Any, source: Tables, where: str, epoch: int) -> list[tupl
 
 
 async def _copy(place: Place, url: str) -> dict[str, Any]:
+    if url.startswith(SQLITE_PREFIX):
+        check_output(_file_of(url))
     async with _source(place) as source:
         if url.startswith(SQLITE_PREFIX):
-            where = url.removeprefix(SQLITE_PREFIX).removeprefix("//")
-            pairs = await write_file(source, Path(where))
+            where = str(_file_of(url))
+            pairs = await write_file(source, _file_of(url))
         else:
             async with _exclusive(msgspec.structs.replace(place, url=url)) as (link, epoch):
                 pairs = await link.alone(lambda db: _fill(db, source, link.where, epoch))
                 where = link.where
     return {"from": source.where, "to": where, "tables": pairs}
+
+
+def _file_of(url: str) -> Path:
+    return Path(url.removeprefix(SQLITE_PREFIX).removeprefix("//"))
 
 
 async def _fill(db: Any, source: Tables, where: str, epoch: int) -> list[tuple[Digest, Digest]]:

@@ -638,6 +638,86 @@ async def test_a_query_that_is_wrong_is_one_message(tmp_path: Path) -> None:
         query(tmp_path, "SELECT * FROM nowhere", format="table", out=None, memory_mb=256)
 
 
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("COPY (SELECT 1 AS seq) TO '{file}'", "COPY is not allowed"),
+        ("EXPLAIN ANALYZE COPY (SELECT 1 AS seq) TO '{file}'", "COPY is not allowed"),
+        ("EXPLAIN (ANALYZE) COPY (SELECT 1 AS seq) TO '{file}'", "COPY is not allowed"),
+        ("EXPLAIN /* */ ANALYZE COPY (SELECT 1 AS seq) TO '{file}'", "Parser Error|not allowed"),
+        ("COPY (PIVOT range(3) ON range) TO '{file}'", "not allowed"),
+        ("SELECT 1) TO '{file}' --", "Parser Error"),
+        ("SELECT 1; COPY (SELECT 1 AS seq) TO '{file}'", "2 statements"),
+        ("WITH c AS (COPY (SELECT 1 AS seq) TO '{file}') SELECT * FROM c", "COPY statement"),
+        ("EXPLAIN ANALYZE WITH c AS (COPY (SELECT 1 AS seq) TO '{file}') SELECT * FROM c", "COPY statement"),
+        ("WITH c AS (COPY (SELECT 1) TO '{file}') PIVOT range(3) ON range", "not allowed"),
+        ("ATTACH '{file}' AS other", "ATTACH is not allowed"),
+        ("EXPORT DATABASE '{file}'", "EXPORT is not allowed"),
+        ("INSTALL httpfs", "LOAD is not allowed"),
+        ("CREATE TABLE t (n INT)", "CREATE is not allowed"),
+        ("INSERT INTO t VALUES (1)", "INSERT is not allowed"),
+        ("PRAGMA threads = 1", "SET is not allowed"),
+        ("PREPARE p AS SELECT 1", "PREPARE is not allowed"),
+        ("", "the query is empty"),
+        (" ; ", "the query is empty"),
+        ("-- nothing", "the query is empty"),
+    ],
+)
+def test_a_query_that_does_more_than_read_is_refused_and_writes_nothing(
+    tmp_path: Path, sql: str, words: str
+) -> None:
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    file = directory / "kept.parquet"
+    file.write_bytes(b"a segment")
+    for out in (None, tmp_path / "answer.csv"):
+        with pytest.raises(QueryFailed, match=words):
+            query(directory, sql.format(file=file), format="csv", out=out, memory_mb=256)
+    assert list(tmp_path.rglob("*.*")) == [file]
+    assert file.read_bytes() == b"a segment"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH one AS (SELECT 1) SELECT * FROM one -- a remark",
+        "DESCRIBE fills",
+        "SUMMARIZE fills",
+        "SHOW TABLES",
+        "EXPLAIN SELECT * FROM fills",
+        "EXPLAIN ANALYZE SELECT * FROM fills",
+        "FROM fills",
+        "SELECT 'copy' AS word FROM fills ORDER BY seq",
+        "PIVOT range(3) ON range",
+    ],
+)
+def test_every_statement_that_reads_is_answered(
+    tmp_path: Path, sql: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query(tmp_path, sql, format="csv", out=None, memory_mb=256)
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("nowhere/x", "there is no directory"),
+        (".", "is a directory"),
+        ("archive/fills.x", "is inside the archive"),
+        ("/proc/x", "/proc/x: cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("format", ["table", "csv", "parquet"])
+def test_an_output_that_cannot_be_written_is_one_message_and_makes_nothing(
+    tmp_path: Path, out: str, words: str, format: str
+) -> None:
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    with pytest.raises(DataDirectoryUnusable, match=words):
+        query(directory, "SELECT 1 AS seq", format=format, out=tmp_path / out, memory_mb=256)
+    assert list(tmp_path.rglob("*")) == [directory]
+
+
 async def test_a_view_of_a_stream_without_records_is_empty_and_typed(tmp_path: Path) -> None:
     directory = tmp_path / "archive"
     directory.mkdir()
@@ -657,6 +737,32 @@ async def test_an_answer_is_written_in_each_format(tmp_path: Path, format: str) 
         assert rows == [{"n": 60}]
     else:
         assert len(out.read_text().splitlines()) == {"csv": 61, "json": 60, "table": 62}[format]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "queried", "exported"),
+    [
+        ("a.csv", [], b"seq,symbol\n", b"v,seq,"),
+        ("a.JSON", [], b'{"seq":', b'{"v":'),
+        ("a.jsonl", [], b'{"seq":', b'{"v":'),
+        ("a.parquet", [], b"PAR1", b"PAR1"),
+        ("a.txt", [], b"seq  symbol", b"PAR1"),
+        ("a.txt", ["--format", "json"], b'{"seq":', b'{"v":'),
+        ("a.csv", ["--format", "json"], b'{"seq":', b'{"v":'),
+    ],
+)
+async def test_the_suffix_says_the_format_unless_a_flag_does(
+    tmp_path: Path, name: str, more: list[str], queried: bytes, exported: bytes
+) -> None:
+    await record(tmp_path / "archive", days=1, each=2)
+    out = tmp_path / name
+    for asked_for, start in (
+        (["query", "SELECT seq, symbol FROM adjustments"], queried),
+        (["export", "--stream", "adjustments"], exported),
+    ):
+        code = run_command(["archive", *asked_for, "--data-dir", str(tmp_path), "--out", str(out), *more])
+        assert code == EXIT_OK
+        assert out.read_bytes().startswith(start)
 
 
 async def test_a_tail_shows_the_last_records_that_match(tmp_path: Path) -> None:

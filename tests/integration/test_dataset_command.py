@@ -85,6 +85,9 @@ def test_a_span_cuts_the_history(tmp_path: Path, capsys):
         (["build", "--data-dir", "data", "--out", "data"], EXIT_DATA, "is not empty"),
         (["describe", "data"], EXIT_DATA, "is no dataset"),
         (["generate", "--out", "data"], EXIT_DATA, "is not empty"),
+        (["build", "--data-dir", "data", "--out", "/proc/x"], EXIT_DATA_DIRECTORY, "/proc/x: cannot be"),
+        (["generate", "--records", "2000", "--out", "/proc/x"], EXIT_DATA_DIRECTORY, "/proc/x: cannot be"),
+        (["describe", "data", "--image", "nowhere/x.svg"], EXIT_DATA_DIRECTORY, "no directory nowhere"),
     ],
 )
 def test_bad_input_is_one_message_and_an_exit_code(

@@ -237,6 +237,16 @@ async def test_what_is_no_backup_is_refused_and_the_state_stays(tmp_path, conten
     assert (command.data / STATE_FILE).read_bytes() == before
 
 
+async def test_a_file_in_a_directory_that_is_not_there_is_refused_and_none_is_made(tmp_path):
+    command = Command(tmp_path)
+    await fill_books(command.loaded())
+    for action in (("backup", "--out", "no/b.sqlite3"), ("copy", "--to", "sqlite:no/b.sqlite3")):
+        code, refusal = await asyncio.to_thread(command, *action)
+        assert code == 73
+        assert "no/b.sqlite3: there is no directory no" in refusal["message"]
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
 async def test_there_is_nothing_to_copy_from_an_empty_database(postgres, tmp_path):
     command = Command(tmp_path, postgres.url)
     command.data.mkdir()
