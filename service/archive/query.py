@@ -65,7 +65,7 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
             try:
                 define_views(connection, directory, longest_bytes=longest_bytes)
                 if refusal := only_reads(connection, sql):
-                    raise QueryFailed(f"{refusal}; a file is written with --out FILE")
+                    raise QueryFailed(refusal)
                 _answer(connection, sql, format, out)
                 return
             except DuckError as error:
