@@ -46,7 +46,7 @@ def only_reads(connection: Connection, sql: str) -> str:
     """
     statements = connection.extract_statements(sql)
     if not statements:
-        return "the query is empty"
+        return "the query is empty; ask for instance SELECT count(*) FROM signals"
     if len(statements) > 1:
         return f"{len(statements)} statements; ask one at a time"
     kind = statements[0].type
@@ -60,9 +60,8 @@ def only_reads(connection: Connection, sql: str) -> str:
             # WITH may hold a COPY or an INSERT, but only at the top level: one level down it does not bind.
             connection.execute(f"EXPLAIN SELECT * FROM ({sql}\n)")
         return ""
-    return (
-        f"{kind.name} is not allowed, a query only reads (SELECT, WITH, DESCRIBE, SUMMARIZE, SHOW, EXPLAIN)"
-    )
+    reading = "SELECT, WITH, DESCRIBE, SUMMARIZE, SHOW, EXPLAIN"
+    return f"{kind.name} is not allowed, a query only reads ({reading}); a file is written with --out FILE"
 
 
 def json_rows(stream: str, paths: Sequence[Path], *, strict: bool, longest_bytes: int) -> str:
