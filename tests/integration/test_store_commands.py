@@ -115,7 +115,7 @@ async def test_a_copy_to_postgresql_and_back_has_equal_hashes(postgres, tmp_path
     command = Command(tmp_path, postgres.url)
     await fill_books(command.loaded())
     code, there = await asyncio.to_thread(command, "copy", "--to", "-", typed=postgres.url + "\n")
-    assert code == 0
+    assert code == 0, there
     assert [pair[0] == pair[1] for pair in there["tables"]] == [True] * len(TABLES)
     code, back = await asyncio.to_thread(command, "copy", "--to", "sqlite:back.sqlite3", database=True)
     assert code == 0
