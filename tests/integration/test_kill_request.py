@@ -21,7 +21,7 @@ from service.trading.halting import KillSwitch, Surroundings, read_switch
 from service.trading.killswitch import Level
 from tests.integration.trading_desk import Desk, Venue, desk_at, opened, quiet, until
 
-SEEDS = itertools.count(3_000_000)
+SEEDS = itertools.count(4_000_000)
 
 
 class Holder:
