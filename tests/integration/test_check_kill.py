@@ -13,6 +13,7 @@ from service.store.sqlite import open_sqlite
 from service.trading.halting import KEY, lift, read_switch, write_switch
 from service.trading.kill_request import REQUEST, encoded_request
 from service.trading.killswitch import Level, tripped
+from tests.market_seeds import MARKET_SEEDS
 
 SINCE_MS = 1_700_000_000_000  # 2023-11-14 22:13:20 UTC
 
@@ -58,7 +59,7 @@ async def test_a_state_that_cannot_be_read_is_not_called_free(tmp_path: Path) ->
 async def test_the_switch_of_a_state_in_a_database_is_found_with_what_was_asked_for(
     postgres, tmp_path: Path
 ) -> None:
-    loaded = load(None, {"DATABASE_URL": postgres.url, "PERPD_SIM__SEED": "4000001"})
+    loaded = load(None, {"DATABASE_URL": postgres.url, "PERPD_SIM__SEED": str(next(MARKET_SEEDS))})
     assert (await found(loaded, tmp_path)).found == "no state yet"
     async with open_state(loaded, tmp_path) as state:
         assert (await found(loaded, tmp_path)).found == "free"

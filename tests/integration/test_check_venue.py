@@ -32,6 +32,7 @@ from service.exchange.simulated.server import ServerOptions, serving
 from service.settings import ExchangeSettings, MarketSettings, RunSettings, Settings, load
 from service.store.opening import STATE_FILE, open_state
 from service.store.sqlite import open_sqlite
+from tests.market_seeds import MARKET_SEEDS
 
 Override = Callable[[web.Request], Awaitable[web.StreamResponse]] | tuple[int, Any]
 MARKET = MarketSettings(symbols=4, min_age_days=0.0)
@@ -386,7 +387,7 @@ async def test_the_command_knows_the_bans_of_the_state(tmp_path: Path):
 
 
 async def test_the_command_knows_the_bans_of_a_state_in_a_database(postgres, tmp_path: Path):
-    loaded = load(None, {"DATABASE_URL": postgres.url, "PERPD_SIM__SEED": "4000000"})
+    loaded = load(None, {"DATABASE_URL": postgres.url, "PERPD_SIM__SEED": str(next(MARKET_SEEDS))})
     assert await kept_bans(loaded, tmp_path) == {}
     async with open_state(loaded, tmp_path) as state:
         await state.store.save_ban("fapi.example", 4102444800000)

@@ -1,7 +1,6 @@
 """The kill switch by hand beside a perpd that trades on the same PostgreSQL: two real processes."""
 
 import asyncio
-import itertools
 import json
 import os
 import sys
@@ -20,8 +19,7 @@ from service.trading.equity import EquityWatch
 from service.trading.halting import KillSwitch, Surroundings, read_switch
 from service.trading.killswitch import Level
 from tests.integration.trading_desk import Desk, Venue, desk_at, opened, quiet, until
-
-SEEDS = itertools.count(4_000_000)
+from tests.market_seeds import MARKET_SEEDS
 
 
 class Holder:
@@ -72,7 +70,7 @@ async def holding(environment: dict[str, str], path: Path) -> AsyncIterator[Hold
 
 @pytest.fixture
 def environment(postgres) -> dict[str, str]:
-    return {"DATABASE_URL": postgres.url, "PERPD_SIM__SEED": str(next(SEEDS))}
+    return {"DATABASE_URL": postgres.url, "PERPD_SIM__SEED": str(next(MARKET_SEEDS))}
 
 
 async def test_the_holder_takes_up_what_is_asked_beside_it_and_says_so(environment, tmp_path, monkeypatch):

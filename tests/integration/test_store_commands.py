@@ -1,7 +1,6 @@
 """`perpd store` as a process: what it copies, keeps and refuses, on files and on a real PostgreSQL."""
 
 import asyncio
-import itertools
 import json
 import os
 import resource
@@ -26,10 +25,10 @@ from service.store.opening import STATE_FILE, open_links, open_state
 from service.store.schema import SQLITE, TABLES
 from service.store.sqlite import connect
 from service.store.tables import BATCH_ROWS, SqliteTables, copy, digest
+from tests.market_seeds import MARKET_SEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = 'line\n\t"quoted" \\ 币'
-SEEDS = itertools.count(3_000_000)
 
 
 class Command:
@@ -39,7 +38,7 @@ class Command:
         self.directory = directory
         self.data = directory / "data"
         self.url = url
-        self.seed = str(next(SEEDS))
+        self.seed = str(next(MARKET_SEEDS))
 
     def loaded(self, *, database: bool = False) -> Loaded:
         environment = {"PERPD_SIM__SEED": self.seed, "PERPD_RUN__DATA_DIR": str(self.data)}

@@ -1,7 +1,6 @@
 """What the store promises, on SQLite and on a real PostgreSQL alike."""
 
 import asyncio
-import itertools
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -36,8 +35,7 @@ from service.records import (
 from service.settings import Loaded, load
 from service.store.opening import STATE_FILE, open_state, schema_name
 from service.store.rows import DAY_MS, DECIDED_KEPT_MS, ENDED_KEPT_MS, SHADOWS_KEPT_MS
-
-SEEDS = itertools.count(1_000_000)
+from tests.market_seeds import MARKET_SEEDS
 
 
 class Books:
@@ -68,7 +66,7 @@ class Books:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def books(request, tmp_path) -> Books:
-    environment = {"PERPD_SIM__SEED": str(next(SEEDS))}  # a market, and so a schema, of its own
+    environment = {"PERPD_SIM__SEED": str(next(MARKET_SEEDS))}  # a market, and so a schema, of its own
     if request.param == "postgres":
         environment["DATABASE_URL"] = request.getfixturevalue("postgres").url
     return Books(load(None, environment), tmp_path)

@@ -22,8 +22,8 @@ from service.store.opening import open_links, open_state, schema_name
 from service.store.postgres import PostgresStore, migrate
 from service.store.postgres_lease import own_name
 from service.store.schema import POSTGRES
+from tests.market_seeds import MARKET_SEEDS
 
-SEEDS = itertools.count(2_000_000)
 FILL = Fill(
     trade_id="1",
     client_order_id="pp-1",
@@ -43,7 +43,7 @@ FILL = Fill(
 def settings_for(url: str, lease_s: float = 30.0) -> Loaded:
     environment = {
         "DATABASE_URL": url,
-        "PERPD_SIM__SEED": str(next(SEEDS)),
+        "PERPD_SIM__SEED": str(next(MARKET_SEEDS)),
         "PERPD_RUN__LEASE_S": str(lease_s),
     }
     return load(None, environment)
