@@ -6,7 +6,7 @@ The only file that knows all parts, and the only place where an unexpected error
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from service.errors import (
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_RESTART,
-    CycleStalled,
     DataDirectoryUnusable,
     PerpdError,
     SettingsInvalid,
@@ -64,6 +63,7 @@ from service.monitor.status import Status
 from service.monitor.watchdog import Notifier
 from service.ports import CacheTier, Clock, Exchange
 from service.records import CycleReport, Instrument
+from service.schedule import Schedule
 from service.settings import Loaded, Settings
 from service.stopping import StopRequest, cancel_start, stop_on_signal
 from service.store.bans import keeping_bans
@@ -85,10 +85,8 @@ if TYPE_CHECKING:
     from service.analysis.nursery import Nursery
 
 PROGRESS_STEPS = 5
-CLOSE_POLL_S = 0.01
 # Shares of the drain limit: the cycle under way, orders in flight, and the archive.
 CYCLE_SHARE, SETTLE_SHARE, ARCHIVE_SHARE = 0.25, 0.35, 0.4
-STALLED_S = 300.0
 UPKEEP_MB = 60  # what the archive's upkeep takes beside its data
 STORE_RETRY_S = 1.0
 CENT = Decimal("0.01")
@@ -323,7 +321,6 @@ class OpenDaemon:
         self.chosen: set[str] = set()
         self.failing = ""
         self.shed = 0  # in the last cycle
-        self.finished_s = self.clock.monotonic_s()
         self.marks = marks
         self.gauges: Callable[[], Gauges] = dict
 
@@ -430,6 +427,15 @@ class OpenDaemon:
             instrument_of=instruments.get,
         )
         feed = CandleFeed(exchange, candles, clock, settings.market, self.monitor)
+        self.schedule = Schedule(
+            settings.cycle,
+            clock,
+            self.stop,
+            self.monitor,
+            cycles=settings.run.cycles,
+            end_ms=self.venue.end_ms,
+            awaits_close=feed.awaits_close,
+        )
         feed.on_price = lambda symbol, price, _: executor.on_price(symbol, price)
         await executor.restore()
         universe = await self._choose(instruments, executor.held_symbols())
@@ -531,7 +537,7 @@ class OpenDaemon:
                 self.notifier.extend(60)
 
         failed = await self.parts.feed.bootstrap(universe.symbols, progress)
-        self.finished_s = self.clock.monotonic_s()  # the first cycle's time begins now
+        self.schedule.sign_of_life()  # the first cycle's time begins now
         statistics = self.parts.feed.statistics()
         log.info(
             "candles ready",
@@ -553,7 +559,7 @@ class OpenDaemon:
         async with asyncio.TaskGroup() as tasks:
             watchers = [
                 tasks.create_task(self.lag.run(), name="monitor.lag"),
-                tasks.create_task(self._stalled(), name="monitor.stalled"),
+                tasks.create_task(self.schedule.stalled(), name="monitor.stalled"),
                 tasks.create_task(self.keeper.run(), name="archive.keeper"),
                 tasks.create_task(self.advisor.run(), name="monitor.advisor"),
                 tasks.create_task(self._store_back(), name="monitor.store"),
@@ -614,28 +620,22 @@ class OpenDaemon:
     # -- cycles
 
     async def _cycles(self, summary: RunSummary, universe: Universe) -> None:
-        settings = self.settings
-        interval_ms = round(settings.cycle.interval_s * 1000)
-        due_ms = self.clock.now_ms()
-        refresh_ms = due_ms + round(settings.market.universe_refresh_s * 1000)
+        refresh_ms = self._next_refresh_ms()
         summary.symbols = len(universe.symbols)
-        number = 0
-        while not await self._ended(due_ms):
-            number += 1
-            await self._closes_arrived()
-            report = await self._cycle(number)
-            if report is not None:
-                self._account_for(report, summary)
-                if self.archive.writable:  # where it is not, cycles go on: they look after positions
-                    await self.archive.put("cycles", report)
-            if settings.run.cycles and number >= settings.run.cycles:
-                self.stop.set("cycles done")
-                return
-            if self.clock.now_ms() >= refresh_ms:
-                refresh_ms = self.clock.now_ms() + round(settings.market.universe_refresh_s * 1000)
-                await self._refresh_universe(summary)
-                await self._prune()
-            due_ms = self._next_due(due_ms, interval_ms)
+        async with aclosing(self.schedule.slots()) as slots:
+            async for number in slots:
+                report = await self._cycle(number)
+                if report is not None:
+                    self._account_for(report, summary)
+                    if self.archive.writable:  # where it is not, cycles go on: they look after positions
+                        await self.archive.put("cycles", report)
+                if self.clock.now_ms() >= refresh_ms:
+                    refresh_ms = self._next_refresh_ms()
+                    await self._refresh_universe(summary)
+                    await self._prune()
+
+    def _next_refresh_ms(self) -> int:
+        return self.clock.now_ms() + round(self.settings.market.universe_refresh_s * 1000)
 
     async def _cycle(self, number: int) -> CycleReport | None:
         """One cycle, cut short when a stop comes and it does not end soon; None when it did not finish.
@@ -664,38 +664,6 @@ class OpenDaemon:
             await asyncio.wait({work, asked})
         self.failing = ""
         return report
-
-    async def _stalled(self) -> None:
-        """End the process when cycles stop finishing: alive is not healthy."""
-        limit_s = max(STALLED_S, 5 * self.settings.cycle.interval_s / self.clock.speed)
-        while (age_s := self.clock.monotonic_s() - self.finished_s) <= limit_s:  # noqa: ASYNC110
-            await asyncio.sleep(min(limit_s - age_s + 0.1, 60.0))
-        raise CycleStalled(f"no cycle has finished for {age_s:.0f} s")
-
-    async def _ended(self, due_ms: int) -> bool:
-        """Wait for the next slot; true when the run shall end instead."""
-        await self.stop.wait(max(due_ms - self.clock.now_ms(), 0) / 1000 / self.clock.speed)
-        if self.venue.end_ms and self.clock.now_ms() >= self.venue.end_ms:
-            self.stop.set("market ended")
-        return bool(self.stop)
-
-    def _next_due(self, due_ms: int, interval_ms: int) -> int:
-        """The next slot on the clock's grid that is not over; missed ones are told, never stacked."""
-        next_ms = (due_ms // interval_ms + 1) * interval_ms
-        missed = (self.clock.now_ms() - next_ms) // interval_ms
-        if missed > 0:
-            self.monitor.count("cycles.missed", missed)
-            log.warning("cycle overran its interval", missed=missed)
-            next_ms += missed * interval_ms
-        return next_ms
-
-    async def _closes_arrived(self) -> None:
-        """Give candles that closed just now the time to arrive, within the limit."""
-        limit_ms = max(self.settings.cycle.close_wait_s * 1000, 250 * self.clock.speed)
-        limit_ms = min(limit_ms, self.settings.cycle.interval_s * 1000 / 2)
-        until_ms = self.clock.now_ms() + limit_ms
-        while self.clock.now_ms() < until_ms and self.parts.feed.awaits_close(self.clock.now_ms()):  # noqa: ASYNC110
-            await asyncio.sleep(CLOSE_POLL_S)
 
     def _account_for(self, report: CycleReport, summary: RunSummary) -> None:
         summary.cycles += 1
@@ -728,7 +696,7 @@ class OpenDaemon:
             garbage_ms=round(report.garbage_s * 1000, 2),
             pss_mb=round(self.memory.pss_mb_last, 1),
         )
-        self.finished_s = self.clock.monotonic_s()
+        self.schedule.sign_of_life()
         fresh = report.analysed + report.shed
         followed = fresh + report.stale
         self.stale_fraction = report.stale / followed if followed else 1.0

@@ -266,8 +266,8 @@ class Auditor(Watcher):
         daemon = life.daemon
         wrong: dict[str, str] = {}
         executor, feed = daemon.parts.executor, daemon.parts.feed
-        if life.clock.monotonic_s() - daemon.finished_s > 150.0:
-            wrong["cycles do not finish"] = f"the last one ended at {daemon.finished_s:.1f} s"
+        if life.clock.monotonic_s() - daemon.schedule.finished_s > 150.0:
+            wrong["cycles do not finish"] = f"the last one ended at {daemon.schedule.finished_s:.1f} s"
         trading = set(self._simulation.venue.engine.trading_symbols())
         stale = [s for s in feed.fresh_symbols(life.clock.now_ms())[1] if s in trading]
         if stale:

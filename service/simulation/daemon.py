@@ -118,7 +118,7 @@ class SimulatedDaemon(OpenDaemon):
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
-            stalled = tasks.create_task(self._stalled(), name="monitor.stalled")
+            stalled = tasks.create_task(self.schedule.stalled(), name="monitor.stalled")
             try:
                 yield
             finally:
