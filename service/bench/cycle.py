@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.bench.analysis_process import analysing, measure_in_loop
 from service.bench.machine import machine
 from service.bench.processes import BenchFailed, answer_of, command, cpu_s, environment
 from service.bench.result import Figure, Result, quantile
@@ -104,48 +105,18 @@ def figures(found: dict[str, Any], parameters: dict[str, Any]) -> tuple[Figure, 
 # -- in the fresh process
 
 
-def _main(spec: dict[str, Any]) -> None:
-    nursery = None
-    if spec["workers"]:
-        from service.analysis.nursery import start_nursery
-
-        nursery = start_nursery()  # first of all, as the daemon does
-    import asyncio
-
-    import uvloop
-
-    from service.logs import configure
-    from service.settings import LogSettings
-
-    configure(LogSettings(level="error"))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(runner.run(_measure(spec, nursery))))  # noqa: T201
-
-
 async def _measure(spec: dict[str, Any], nursery: "Nursery | None") -> dict[str, Any]:
-    from service.analysis.pool import open_pool
-    from service.bench.market import STORE_FILE, read_rounds
-    from service.market.candles import CandleStore
     from service.records import Load
-    from service.settings import AnalysisSettings
 
-    directory = Path(spec["directory"])
-    settings = AnalysisSettings(workers=spec["workers"])
-    store = CandleStore.open(
-        directory / STORE_FILE, symbols_capacity=spec["symbols"], candles=spec["candles"]
-    )
     nothing = f"{Path(__file__).with_name('nothing.py')}:Nothing"
-    try:
-        async with open_pool(settings, nursery) as pool:
-            bench = _Bench(store, read_rounds(directory), pool, settings, spec["rounds"])
-            idle = await bench.run("ict_smc", Load(0.0, 0.0), with_floor=True)
-            floor, bench.floor = bench.floor, {}
-            worst = await bench.run("ict_smc", Load(0.0, 0.0), with_floor=True, all_change=True)
-            worst_floor = bench.floor
-            busy = await bench.run("ict_smc", Load(1.0, 1.0))
-            dispatch = await bench.run(nothing, Load(0.0, 0.0))
-    finally:
-        store.close()
+    async with analysing(spec, nursery) as opened:
+        bench = _Bench(opened.store, opened.rounds, opened.pool, opened.settings, spec["rounds"])
+        idle = await bench.run("ict_smc", Load(0.0, 0.0), with_floor=True)
+        floor, bench.floor = bench.floor, {}
+        worst = await bench.run("ict_smc", Load(0.0, 0.0), with_floor=True, all_change=True)
+        worst_floor = bench.floor
+        busy = await bench.run("ict_smc", Load(1.0, 1.0))
+        dispatch = await bench.run(nothing, Load(0.0, 0.0))
     return {
         "idle": idle,
         "worst": worst,
@@ -291,4 +262,4 @@ def _ask(floor: "subprocess.Popen[str] | None") -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))
+    measure_in_loop(json.loads(sys.argv[1]), _measure)

@@ -8,9 +8,9 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.bench.analysis_process import analysing, measure_in_loop
 from service.bench.machine import machine
 from service.bench.processes import answer_of
 from service.bench.redis_lookup import ask_redis, redis_figures, some_redis
@@ -96,41 +96,10 @@ def figures(found: dict[str, Any]) -> tuple[Figure, ...]:
 # -- in the fresh process
 
 
-def _main(spec: dict[str, Any]) -> None:
-    nursery = None
-    if spec["workers"]:
-        from service.analysis.nursery import start_nursery
-
-        nursery = start_nursery()  # first of all, as the daemon does
-    import asyncio
-
-    import uvloop
-
-    from service.logs import configure
-    from service.settings import LogSettings
-
-    configure(LogSettings(level="error"))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(runner.run(_measure(spec, nursery))))  # noqa: T201
-
-
 async def _measure(spec: dict[str, Any], nursery: "Nursery | None") -> dict[str, Any]:
-    from service.analysis.pool import open_pool
-    from service.bench.market import STORE_FILE, read_rounds
-    from service.market.candles import CandleStore
-    from service.settings import AnalysisSettings
-
-    directory = Path(spec["directory"])
-    settings = AnalysisSettings(workers=spec["workers"])
-    store = CandleStore.open(
-        directory / STORE_FILE, symbols_capacity=spec["symbols"], candles=spec["candles"]
-    )
-    try:
-        async with open_pool(settings, nursery) as pool:
-            bench = _Bench(store, pool, settings, read_rounds(directory).start_ms)
-            found = await bench.run(spec["rounds"])
-    finally:
-        store.close()
+    async with analysing(spec, nursery) as opened:
+        bench = _Bench(opened.store, opened.pool, opened.settings, opened.rounds.start_ms)
+        found = await bench.run(spec["rounds"])
     half = max(spec["symbols"] // 2, 1)
     found["redis"] = await ask_redis(spec["redis"], spec["symbols"]) if spec["redis"] else {}
     hits = {"ours": _scan(_ours(half), spec["symbols"]), "plain": _scan(_plain(half), spec["symbols"])}
@@ -314,4 +283,4 @@ def _scan(memory: "MemoryTier[Any, Any] | _PlainLru", keys: int) -> float:
 
 
 if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))
+    measure_in_loop(json.loads(sys.argv[1]), _measure)
