@@ -129,7 +129,8 @@ def _bounds(dataset: Dataset, features: int) -> list[Floats]:
     chunks = next((len(s.chunks) for s in dataset.manifest.splits if s.name == "train"), 0)
     records = next((s.records for s in dataset.manifest.splits if s.name == "train"), 0)
     step = max(records // SAMPLE_RECORDS, 1)
-    sample = [chunk.features[::step] for chunk in dataset.chunks("train")] if chunks else []
+    # Copies: a slice would keep its whole chunk, and with it the training set, in memory.
+    sample = [chunk.features[::step].copy() for chunk in dataset.chunks("train")] if chunks else []
     joined = np.concatenate(sample) if sample else np.empty((0, features), dtype=np.float32)
     fractions = np.linspace(0, 1, BINS + 1)[1:-1]
     return [

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -5,10 +6,12 @@ import numpy as np
 import pytest
 
 from service.errors import HistoryUnusable
-from service.learning.dataset import Dataset, build
+from service.learning import describe as describe_module
+from service.learning.dataset import MANIFEST, Dataset, Manifest, SplitFiles, build
 from service.learning.describe import describe, lines
 from service.learning.picture import svg
-from service.learning.processor import MLDataProcessor
+from service.learning.processor import Chunk, MLDataProcessor
+from service.learning.splits import SPLITS
 from tests.unit.learning.conftest import HOUR_MS, History
 
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -81,3 +84,39 @@ def test_a_description_shows_balance_ranges_and_drift(history: History, tmp_path
     picture = svg(found)
     assert picture.startswith("<svg")
     assert all(word in picture for word in ("validation", ">x<"))
+
+
+def test_a_description_holds_one_chunk_however_many_there_are(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(describe_module, "SAMPLE_RECORDS", 2_000)
+    chunks, records, features = 40, 5_000, 8
+    rng = np.random.default_rng(1)
+    names = tuple(f"train-{number:05d}.npz" for number in range(chunks))
+    for name in names:
+        found = {field: np.zeros(records) for field in Chunk._fields}
+        found["features"] = rng.random((records, features), dtype=np.float32)
+        np.savez(tmp_path / name, **found)
+    kept = chunks * records
+    manifest = Manifest(
+        version=1,
+        strategy="s",
+        features=tuple(f"f{number}" for number in range(features)),
+        splits=tuple(SplitFiles(split, 0, 1, kept, names) for split in SPLITS),
+        embargo_ms=0,
+        embargo_asked_ms=0,
+        read=kept,
+        kept=kept,
+        dropped={},
+        joined=kept,
+        outcomes=kept,
+        one_to_one=True,
+    )
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    tracemalloc.start()
+    try:
+        described = describe(Dataset(tmp_path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert described.splits[0].records == kept
+    whole = chunks * (tmp_path / names[0]).stat().st_size
+    assert peak < whole / 4, f"{peak / 1e6:.1f} MB of {whole / 1e6:.1f} MB"
