@@ -36,6 +36,7 @@ from service.settings import Loaded, load
 from service.store.opening import STATE_FILE, open_state, schema_name
 from service.store.rows import DAY_MS, DECIDED_KEPT_MS, ENDED_KEPT_MS, SHADOWS_KEPT_MS
 from tests.market_seeds import MARKET_SEEDS
+from tests.samples import signal
 
 
 class Books:
@@ -224,20 +225,6 @@ async def test_an_intention_is_position_and_order_together(books):
 
 async def test_decided_signals_are_remembered_for_two_days(books):
     def decided(name: str, close_ms: int) -> tuple[Signal, Decision]:
-        signal = Signal(
-            signal_id=name,
-            strategy="s",
-            symbol="A",
-            position_side=PositionSide.LONG,
-            candle_close_ms=close_ms,
-            entry=1.0,
-            stop=0.9,
-            target=1.2,
-            atr=0.1,
-            confidence=0.5,
-            scores={},
-            features={},
-        )
         decision = Decision(
             signal_id=name,
             symbol="A",
@@ -249,7 +236,7 @@ async def test_decided_signals_are_remembered_for_two_days(books):
             cycle=1,
             decided_ms=close_ms,
         )
-        return signal, decision
+        return signal(name, "A", close_ms=close_ms), decision
 
     async with books.open() as store:
         await store.save_signal_decided([decided("a", 1_000), decided("b", 2_000)])

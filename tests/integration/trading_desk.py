@@ -25,7 +25,6 @@ from service.records import (
     Account,
     Adjustment,
     Fill,
-    Instrument,
     Order,
     OrderPurpose,
     OrderRequest,
@@ -35,7 +34,6 @@ from service.records import (
     Record,
     RefusalReason,
     Side,
-    Signal,
     VenuePosition,
 )
 from service.settings import TradingSettings
@@ -48,28 +46,20 @@ from service.trading.ranking import Refused
 from service.trading.reconcile import Reconciler
 from service.trading.sending import Rules
 from service.trading.sizing import Approved
+from tests.samples import instrument, signal
 
 FEE = Decimal("0.0005")
 ZERO = Decimal(0)
 
-RULES = Instrument(
-    symbol="AUSDT",
-    base_asset="A",
-    quote_asset="USDT",
-    contract_type="PERPETUAL",
-    status="TRADING",
-    onboard_ms=0,
-    delivery_ms=0,
+RULES = instrument(
+    "AUSDT",
     tick_size=Decimal("0.5"),
     step_size=Decimal("1.5"),
     market_step_size=Decimal("1.5"),
-    min_price=Decimal(1),
     max_price=Decimal(1000),
     min_quantity=Decimal("1.5"),
-    max_quantity=Decimal(1000),
     market_min_quantity=Decimal("1.5"),
     market_max_quantity=Decimal(1000),
-    min_notional=Decimal(5),
     multiplier_up=Decimal("1.01"),
     multiplier_down=Decimal("0.99"),
 )
@@ -361,23 +351,6 @@ async def desk_at(
                 counts=counts,
             )
             venue.listener = lambda event: None
-
-
-def signal(name: str = "s1", symbol: str = "AUSDT", side: PositionSide = PositionSide.LONG) -> Signal:
-    return Signal(
-        signal_id=name,
-        strategy="s",
-        symbol=symbol,
-        position_side=side,
-        candle_close_ms=0,
-        entry=100.0,
-        stop=100.0 - side.sign,
-        target=100.0 + 2 * side.sign,
-        atr=0.5,
-        confidence=0.6,
-        scores={},
-        features={},
-    )
 
 
 def approved(side: PositionSide = PositionSide.LONG) -> Approved:

@@ -9,25 +9,8 @@ from service.clock import ManualClock
 from service.cycle import CLOSE_TO_SIGNAL, Parts, time_to_signal
 from service.gauges import delay_gauges
 from service.monitor.performance import PerformanceMonitor
-from service.records import PositionSide, Signal
 from service.settings import MonitorSettings
-
-
-def signal(name: str, close_ms: int) -> Signal:
-    return Signal(
-        signal_id=name,
-        strategy="test",
-        symbol=name,
-        position_side=PositionSide.LONG,
-        candle_close_ms=close_ms,
-        entry=1.0,
-        stop=0.9,
-        target=1.2,
-        atr=0.1,
-        confidence=0.5,
-        scores={},
-        features={},
-    )
+from tests.samples import signal
 
 
 def test_the_delay_to_a_signal_is_one_sample_a_cycle_however_many_signals_it_has() -> None:
@@ -37,8 +20,9 @@ def test_the_delay_to_a_signal_is_one_sample_a_cycle_however_many_signals_it_has
     for delay_ms in (4_000, 1_000, 2_000):
         close_ms = clock.now_ms() + 10_000
         clock.advance_to(close_ms + delay_ms)
-        new = [signal(f"S{n}", close_ms) for n in range(105)] + [signal("later", close_ms + 500)]
-        assert time_to_signal(parts, [*new, signal("before the first cycle", 0)]) == delay_ms / 1000
+        new = [signal(f"S{n}", close_ms=close_ms) for n in range(105)]
+        new.append(signal("later", close_ms=close_ms + 500))
+        assert time_to_signal(parts, [*new, signal("before the first cycle")]) == delay_ms / 1000
     assert time_to_signal(parts, []) is None
 
     found = monitor.percentiles(CLOSE_TO_SIGNAL)

@@ -8,6 +8,7 @@ from service.records import Decision, DecisionOutcome, PositionSide, Record, Sha
 from service.trading.decision_log import DecisionLog
 from service.trading.positions import position_id_of
 from service.trading.shadow import ShadowBook
+from tests.samples import signal
 
 
 class Crash(Exception):
@@ -66,20 +67,6 @@ class Durable:
 
 
 def pair(name: str, outcome: DecisionOutcome = DecisionOutcome.REFUSED) -> tuple[Signal, Decision]:
-    signal = Signal(
-        signal_id=name,
-        strategy="s",
-        symbol="AUSDT",
-        position_side=PositionSide.LONG,
-        candle_close_ms=1,
-        entry=1.0,
-        stop=0.9,
-        target=1.1,
-        atr=0.1,
-        confidence=0.5,
-        scores={},
-        features={},
-    )
     decision = Decision(
         signal_id=name,
         symbol="AUSDT",
@@ -92,7 +79,7 @@ def pair(name: str, outcome: DecisionOutcome = DecisionOutcome.REFUSED) -> tuple
         decided_ms=2,
         quantity=Decimal(1),
     )
-    return signal, decision
+    return signal(name, close_ms=1), decision
 
 
 async def log_of(durable: Durable) -> DecisionLog:

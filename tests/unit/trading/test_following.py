@@ -3,11 +3,12 @@ import pytest
 from service.clock import ManualClock
 from service.errors import RequestRejected, VenueUnavailable
 from service.market.funding import HOUR_MS, FundingHistory
-from service.records import FundingRate, PositionSide, Signal
+from service.records import FundingRate
 from service.store.sqlite import open_sqlite
 from service.trading.following import ShadowFollower
 from service.trading.outcomes import CANDLE_MS
 from service.trading.shadow import ShadowBook
+from tests.samples import signal
 
 OPENED_MS = 12 * HOUR_MS - CANDLE_MS
 
@@ -71,22 +72,7 @@ class Following:
         self.open("s1", OPENED_MS)
 
     def open(self, name: str, at_ms: int) -> None:
-        self.book.open(
-            Signal(
-                signal_id=name,
-                strategy="s",
-                symbol="AUSDT",
-                position_side=PositionSide.LONG,
-                candle_close_ms=at_ms,
-                entry=100.0,
-                stop=99.0,
-                target=102.0,
-                atr=0.5,
-                confidence=0.6,
-                scores={},
-                features={},
-            )
-        )
+        self.book.open(signal(name, close_ms=at_ms))
 
     async def cycle(self, candles_later: int) -> None:
         """A cycle two minutes after that many candles have closed."""

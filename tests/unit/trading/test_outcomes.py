@@ -2,30 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.records import FundingRate, PositionSide, Resolution, ShadowPosition, Signal
+from service.records import FundingRate, PositionSide, Resolution, ShadowPosition
 from service.trading.outcomes import CANDLE_MS, Costs, advance, shadow_of
+from tests.samples import signal
 
 LONG, SHORT = PositionSide.LONG, PositionSide.SHORT
 HOUR_MS = 3_600_000
 MINUTE_MS = 60_000
 FREE = Costs(0.0, 96 * HOUR_MS)
-
-
-def signal(side: PositionSide = LONG, opened_ms: int = 0) -> Signal:
-    return Signal(
-        signal_id="s1",
-        strategy="s",
-        symbol="AUSDT",
-        position_side=side,
-        candle_close_ms=opened_ms,
-        entry=100.0,
-        stop=100.0 - side.sign,
-        target=100.0 + 2 * side.sign,
-        atr=0.5,
-        confidence=0.6,
-        scores={},
-        features={},
-    )
 
 
 def candle(n: int, open_: float, high: float, low: float, close: float):
@@ -143,7 +127,7 @@ def test_funding_is_paid_on_the_notional_at_the_mark_price_of_its_settlement(sid
     quiet = [candle(n, 100, 100.5, 99.5, 100) for n in range(14)]
     funding = settled(HOUR_MS, 0.001, mark_price=110.0)
     shadow = advance(
-        shadow_of(signal(side)), quiet, Costs(0.0, HOUR_MS + 2 * CANDLE_MS), funding=funding
+        shadow_of(signal(side=side)), quiet, Costs(0.0, HOUR_MS + 2 * CANDLE_MS), funding=funding
     ).shadow
     assert shadow.funding_fraction == pytest.approx(paid)
     assert shadow.close_reason == "expired"
@@ -153,7 +137,7 @@ def test_funding_is_paid_on_the_notional_at_the_mark_price_of_its_settlement(sid
 
 def test_a_settlement_at_the_opening_is_not_ours_and_one_in_the_last_candle_is():
     at_opening = advance(
-        shadow_of(signal(opened_ms=HOUR_MS)),
+        shadow_of(signal(close_ms=HOUR_MS)),
         [candle(12, 100, 100.5, 99.5, 100)],
         FREE,
         funding=settled(HOUR_MS, 0.001),

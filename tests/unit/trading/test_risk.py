@@ -3,7 +3,7 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from service.records import Bracket, Instrument, PositionSide, RefusalReason, Signal
+from service.records import Bracket, RefusalReason
 from service.settings import RiskSettings, TradingSettings
 from service.trading.decide import as_decision, decide
 from service.trading.leverage import TradeStatistics
@@ -19,6 +19,7 @@ from service.trading.risk import (
     opening_marks,
 )
 from service.trading.sizing import Approved
+from tests.samples import instrument, signal
 
 LIMITS = Limits(trading=TradingSettings(), risk=RiskSettings())
 STATISTICS = TradeStatistics(trades=0, expectancy_pct=0.0, profit_factor=0.0, win_fraction=0.0, loss_streak=0)
@@ -30,20 +31,7 @@ CALM = RiskContext(
     open_positions=0,
     held_symbols=frozenset(),
 )
-SIGNAL = Signal(
-    signal_id="s1",
-    strategy="s",
-    symbol="AUSDT",
-    position_side=PositionSide.LONG,
-    candle_close_ms=0,
-    entry=100.0,
-    stop=99.0,
-    target=102.0,
-    atr=0.5,
-    confidence=0.6,
-    scores={},
-    features={},
-)
+SIGNAL = signal()
 
 
 def with_(**changes: object) -> RiskContext:
@@ -134,24 +122,10 @@ def test_an_approval_takes_its_place_symbol_and_margin():
     assert "AUSDT" in after.held_symbols
 
 
-INSTRUMENT = Instrument(
-    symbol="AUSDT",
-    base_asset="A",
-    quote_asset="USDT",
-    contract_type="PERPETUAL",
-    status="TRADING",
-    onboard_ms=0,
-    delivery_ms=0,
+INSTRUMENT = instrument(
     tick_size=Decimal("0.01"),
-    step_size=Decimal("0.001"),
-    market_step_size=Decimal("0.001"),
     min_price=Decimal("0.01"),
-    max_price=Decimal("100000"),
-    min_quantity=Decimal("0.001"),
-    max_quantity=Decimal("1000"),
-    market_min_quantity=Decimal("0.001"),
-    market_max_quantity=Decimal("100"),
-    min_notional=Decimal("5"),
+    market_max_quantity=Decimal(100),
     multiplier_up=Decimal("1.15"),
     multiplier_down=Decimal("0.85"),
 )

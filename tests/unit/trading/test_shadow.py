@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from service.records import PositionSide, Record, Signal
+from service.records import PositionSide, Record
 from service.store.sqlite import open_sqlite
 from service.trading.shadow import CANDLE_MS, HOUR_MS, ShadowBook
+from tests.samples import signal
 
 LONG, SHORT = PositionSide.LONG, PositionSide.SHORT
 
@@ -33,23 +34,6 @@ class Kept:
         self.records.append((stream, record))
 
 
-def signal(name: str = "s1", side: PositionSide = LONG, symbol: str = "AUSDT") -> Signal:
-    return Signal(
-        signal_id=name,
-        strategy="s",
-        symbol=symbol,
-        position_side=side,
-        candle_close_ms=0,
-        entry=100.0,
-        stop=100.0 - side.sign,
-        target=100.0 + 2 * side.sign,
-        atr=0.5,
-        confidence=0.6,
-        scores={},
-        features={},
-    )
-
-
 def candle(n: int, open_: float, high: float, low: float, close: float):
     return (n * CANDLE_MS, open_, high, low, close, 1.0)
 
@@ -65,7 +49,7 @@ async def test_a_book_follows_closes_archives_and_survives_a_restart(tmp_path: P
     async with open_sqlite(tmp_path / "s") as store:
         first, _ = book(store, archive)
         for name, side in (("a", LONG), ("b", SHORT)):
-            assert first.open(signal(name, side)) is not None
+            assert first.open(signal(name, side=side)) is not None
         assert first.open(signal("a")) is None
         closed = first.update("AUSDT", [candle(0, 100, 101.5, 99.5, 101)])
         assert [s.signal_id for s in closed] == ["b"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.records import Bracket, Instrument, PositionSide, RefusalReason, Signal
+from service.records import Bracket, PositionSide, RefusalReason, Signal
 from service.settings import RiskSettings
 from service.trading.ranking import Refused
 from service.trading.sizing import (
@@ -17,27 +17,14 @@ from service.trading.sizing import (
     size_position,
     venue_levels,
 )
+from tests.samples import instrument, signal
 
 RISK = RiskSettings()
 FEE = Decimal("0.0005")
-INSTRUMENT = Instrument(
-    symbol="AUSDT",
-    base_asset="A",
-    quote_asset="USDT",
-    contract_type="PERPETUAL",
-    status="TRADING",
-    onboard_ms=0,
-    delivery_ms=0,
+INSTRUMENT = instrument(
     tick_size=Decimal("0.01"),
-    step_size=Decimal("0.001"),
-    market_step_size=Decimal("0.001"),
     min_price=Decimal("0.01"),
-    max_price=Decimal("1000000"),
-    min_quantity=Decimal("0.001"),
-    max_quantity=Decimal("1000"),
-    market_min_quantity=Decimal("0.001"),
-    market_max_quantity=Decimal("1000"),
-    min_notional=Decimal("5"),
+    market_max_quantity=Decimal(1000),
     multiplier_up=Decimal("1.5"),
     multiplier_down=Decimal("0.5"),
 )
@@ -54,24 +41,6 @@ def bracket(cap: int, leverage: int, fraction: str = "0.01") -> Bracket:
 
 
 BRACKETS = (bracket(5_000, 50), bracket(1_000_000, 10, "0.05"))
-
-
-def signal(**changes: object) -> Signal:
-    base = Signal(
-        signal_id="s",
-        strategy="s",
-        symbol="AUSDT",
-        position_side=PositionSide.LONG,
-        candle_close_ms=0,
-        entry=100.0,
-        stop=99.0,
-        target=102.0,
-        atr=0.5,
-        confidence=0.6,
-        scores={},
-        features={},
-    )
-    return msgspec.structs.replace(base, **changes)
 
 
 def size(wish: Signal, **changes: object) -> Approved | Refused:

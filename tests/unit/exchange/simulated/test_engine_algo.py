@@ -6,7 +6,8 @@ import pytest
 
 from service.exchange.simulated.engine import Assumptions, Engine
 from service.exchange.simulated.faults import VenueFault
-from service.records import Bracket, Instrument
+from service.records import Bracket
+from tests.samples import instrument
 
 D = Decimal
 SYMBOL = "BTCUSDT"
@@ -14,27 +15,7 @@ T0 = 1_760_000_400_000
 
 
 def engine(deposit: str = "10000") -> Engine:
-    rules = Instrument(
-        symbol=SYMBOL,
-        base_asset="BTC",
-        quote_asset="USDT",
-        contract_type="PERPETUAL",
-        status="TRADING",
-        onboard_ms=0,
-        delivery_ms=4_133_404_800_000,
-        tick_size=D("0.1"),
-        step_size=D("0.001"),
-        market_step_size=D("0.001"),
-        min_price=D("1"),
-        max_price=D("1000000"),
-        min_quantity=D("0.001"),
-        max_quantity=D("1000"),
-        market_min_quantity=D("0.001"),
-        market_max_quantity=D("500"),
-        min_notional=D("5"),
-        multiplier_up=D("1.05"),
-        multiplier_down=D("0.95"),
-    )
+    rules = instrument(SYMBOL)
     bracket = Bracket(
         notional_floor=D(0),
         notional_cap=D(1_000_000),

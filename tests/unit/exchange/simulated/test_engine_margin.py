@@ -7,37 +7,14 @@ import pytest
 
 from service.exchange.simulated.engine import Assumptions, Engine
 from service.exchange.simulated.faults import VenueFault
-from service.records import Bracket, Instrument
+from service.records import Bracket
+from tests.samples import instrument
 
 D = Decimal
 T0 = 1_760_000_400_000
 EIGHT_HOURS = 28_800_000
 NEXT_FUNDING = (T0 // EIGHT_HOURS + 1) * EIGHT_HOURS
 BTC, ETH = "BTCUSDT", "ETHUSDT"
-
-
-def instrument(symbol: str) -> Instrument:
-    return Instrument(
-        symbol=symbol,
-        base_asset=symbol[:3],
-        quote_asset="USDT",
-        contract_type="PERPETUAL",
-        status="TRADING",
-        onboard_ms=0,
-        delivery_ms=4_133_404_800_000,
-        tick_size=D("0.1"),
-        step_size=D("0.001"),
-        market_step_size=D("0.001"),
-        min_price=D("1"),
-        max_price=D("1000000"),
-        min_quantity=D("0.001"),
-        max_quantity=D("1000"),
-        market_min_quantity=D("0.001"),
-        market_max_quantity=D("500"),
-        min_notional=D("5"),
-        multiplier_up=D("1.05"),
-        multiplier_down=D("0.95"),
-    )
 
 
 BRACKETS = (

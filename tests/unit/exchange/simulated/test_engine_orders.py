@@ -3,13 +3,15 @@
 import re
 from decimal import Decimal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.exchange.simulated.engine import Assumptions, Engine
 from service.exchange.simulated.faults import VenueFault
-from service.records import Bracket, Instrument
+from service.records import Bracket
+from tests.samples import instrument
 
 D = Decimal
 SYMBOL = "BTCUSDT"
@@ -22,30 +24,7 @@ QUIET = Assumptions(
 )
 
 
-def instrument(symbol: str = SYMBOL, quote: str = "USDT") -> Instrument:
-    return Instrument(
-        symbol=symbol,
-        base_asset=symbol.removesuffix(quote),
-        quote_asset=quote,
-        contract_type="PERPETUAL",
-        status="TRADING",
-        onboard_ms=0,
-        delivery_ms=4_133_404_800_000,
-        tick_size=D("0.10"),
-        step_size=D("0.001"),
-        market_step_size=D("0.001"),
-        min_price=D("1"),
-        max_price=D("1000000"),
-        min_quantity=D("0.001"),
-        max_quantity=D("1000"),
-        market_min_quantity=D("0.001"),
-        market_max_quantity=D("120"),
-        min_notional=D("5"),
-        multiplier_up=D("1.05"),
-        multiplier_down=D("0.95"),
-    )
-
-
+RULES = instrument(SYMBOL, tick_size=D("0.10"), market_max_quantity=D(120))
 BRACKETS = (
     Bracket(
         notional_floor=D(0),
@@ -66,7 +45,7 @@ BRACKETS = (
 
 def engine(assumptions: Assumptions = QUIET, deposit: str = "10000") -> Engine:
     venue = Engine(
-        [instrument()],
+        [RULES],
         {SYMBOL: BRACKETS},
         assumptions,
         now_ms=T0,
@@ -301,9 +280,7 @@ def test_a_bad_order_is_refused_with_the_venue_code(changes: dict[str, str], cod
 def test_a_quantity_off_the_step_is_refused():
     venue = engine()
     venue.add_instrument(
-        Instrument(
-            **{f: getattr(instrument(), f) for f in Instrument.__struct_fields__} | {"step_size": D("0.005")}
-        ),
+        msgspec.structs.replace(RULES, step_size=D("0.005")),
         BRACKETS,
     )
     with refused(-4023):

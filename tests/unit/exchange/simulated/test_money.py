@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from service.exchange.simulated.engine import Assumptions, Engine
 from service.exchange.simulated.faults import VenueFault
-from service.records import Bracket, Instrument
+from service.records import Bracket
+from tests.samples import instrument
 
 D = Decimal
 T0 = 1_760_000_400_000
@@ -18,14 +19,8 @@ KEYS = ("one", "two")
 
 def build() -> Engine:
     rules = [
-        Instrument(
-            symbol=symbol,
-            base_asset=symbol[:3],
-            quote_asset="USDT",
-            contract_type="PERPETUAL",
-            status="TRADING",
-            onboard_ms=0,
-            delivery_ms=4_133_404_800_000,
+        instrument(
+            symbol,
             tick_size=tick,
             step_size=step,
             market_step_size=step,
@@ -35,7 +30,6 @@ def build() -> Engine:
             max_quantity=D(1_000_000),
             market_min_quantity=step,
             market_max_quantity=D(100_000),
-            min_notional=D(5),
             multiplier_up=D(2),
             multiplier_down=D("0.5"),
         )
@@ -73,6 +67,7 @@ quantity = st.one_of(
     st.integers(1, 1_500).map(str),
     st.integers(100_000, 90_000_000).map(lambda n: str(D(n) / 100_000)),
 )
+
 flag = st.sampled_from(("true", "false"))
 order = st.fixed_dictionaries(
     {
