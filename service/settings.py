@@ -168,6 +168,7 @@ class KillSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class ArchiveSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     buffer_records: AtLeastOne = 50
+    buffers_bytes: Count = 81_920
     flush_after_s: Positive = 5.0
     segment_bytes: Annotated[int, Meta(ge=4_096)] = 67_108_864
     journal_bytes: Annotated[int, Meta(ge=65_536, le=1_073_741_824)] = 4_194_304

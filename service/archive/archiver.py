@@ -88,6 +88,7 @@ class DataArchiver:
         self._replayed = 0
         self._ended: list[tuple[Path, str]] = []  # segments to be sealed
         self._longest_bytes = journal.largest_bytes
+        self._buffered_bytes = 0  # of all streams together
         self._work = asyncio.Event()
         self._unsynced = asyncio.Event()
         self._draining = asyncio.Event()
@@ -135,10 +136,10 @@ class DataArchiver:
         if len(encoded) > self._longest_bytes:
             return False
         depth = len(buffer.lines)
-        if depth >= self._settings.buffer_records:
+        if depth >= self._settings.buffer_records or self._heavy:
             if self._writable:
                 return False
-            buffer.fall_behind()  # a disk that refuses: the journal is where it waits
+            self._fall_behind(buffer)  # a disk that refuses: the journal is where it waits
             depth = 0
         sequence = buffer.next_sequence
         line = encode_line(sequence, self._clock.now_ms(), encoded, buffer.version)
@@ -156,8 +157,10 @@ class DataArchiver:
             buffer.oldest_s = self._clock.monotonic_s()
         buffer.lines.append(line)
         buffer.positions.append(position)
+        buffer.buffered_bytes += len(line)
+        self._buffered_bytes += len(line)
         # The writer sleeps without a limit while nothing is buffered, so the first line wakes it too.
-        if not depth or depth + 1 >= self._settings.buffer_records:
+        if not depth or depth + 1 >= self._settings.buffer_records or self._heavy:
             self._work.set()
         return True
 
@@ -308,10 +311,18 @@ class DataArchiver:
     def _due(self, stream: Stream) -> bool:
         if not stream.lines:
             return False
-        full = len(stream.lines) >= self._settings.buffer_records
+        full = len(stream.lines) >= self._settings.buffer_records or (
+            self._heavy and stream.buffered_bytes == max(one.buffered_bytes for one in self._streams.values())
+        )
         return (
             full or self._early or self._crowded or self._draining.is_set() or self._age_left_s(stream) <= 0
         )
+
+    @property
+    def _heavy(self) -> bool:
+        """All buffers together hold what they may: the largest is written before anything is added."""
+        limit = self._settings.buffers_bytes
+        return 0 < limit <= self._buffered_bytes
 
     def _age_left_s(self, stream: Stream) -> float:
         return stream.oldest_s + self._settings.flush_after_s - self._clock.monotonic_s()
@@ -355,11 +366,13 @@ class DataArchiver:
         if stream.behind:
             return  # a sync failed meanwhile: the journal has these lines too
         del stream.lines[:count], stream.positions[:count]  # lines accepted meanwhile stay
+        stream.buffered_bytes -= len(data)
+        self._buffered_bytes -= len(data)
         stream.unsynced_position = min(stream.unsynced_position, position)
         stream.unsynced_bytes += len(data)
         stream.unsynced_sequence = last_sequence
         stream.oldest_s = self._clock.monotonic_s()
-        stream.room.set()
+        self._make_room()
         self._unsynced.set()
 
     async def _sync(self, stream: Stream) -> None:
@@ -389,6 +402,10 @@ class DataArchiver:
         start = min(one.first_position for one in self._streams.values())
         if self._journal.release(start):
             self._crowded = False
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Let producers look again: what they wait for may be another stream's bytes or the journal's."""
         for one in self._streams.values():
             if one.producers:
                 one.room.set()
@@ -448,11 +465,16 @@ class DataArchiver:
         self._errors += 1
         self._writable = False
         if not stream.behind and stream.first_position != NOWHERE:
-            stream.fall_behind()
+            self._fall_behind(stream)
         if self._recorder is not None:
             self._recorder.count("archive.errors")
         log.error("the archive cannot be written", stream=stream.name, error=str(error), waiting=self._left())
         self._work.set()
+
+    def _fall_behind(self, stream: Stream) -> None:
+        self._buffered_bytes -= stream.buffered_bytes
+        stream.fall_behind()
+        self._make_room()
 
     async def replay(self) -> None:
         """Write what an earlier process left in the journal: each record once, by its sequence number."""

@@ -41,6 +41,7 @@ class Stream:
         # In memory: lines that the segment's file does not have, oldest first, with their journal positions.
         self.lines: list[bytes] = []
         self.positions: list[int] = []
+        self.buffered_bytes = 0  # of these lines
         self.oldest_s = now_s  # monotonic; when the oldest line was accepted
         # In the file, not synced.
         self.unsynced_position = NOWHERE
@@ -74,6 +75,7 @@ class Stream:
         self.behind_position = self.first_position
         self.lines.clear()
         self.positions.clear()
+        self.buffered_bytes = 0
         self.unsynced_position = self.syncing_position = NOWHERE
         self.unsynced_bytes = 0
         self.room.set()

@@ -46,6 +46,8 @@ class Seen:
         self.batch_symbols: Counter[int] = Counter()
         self.buffer_bytes = self.buffer_records = 0  # of all streams together
         self.stream_bytes = self.stream_records = 0  # of the fullest stream
+        self.full = self.full_sum_bytes = 0  # buffers that reached their number of records
+        self.full_mean_bytes = 0.0
         self.history_bytes = 0
         self.cache_bytes = 0
         self.put: Counter[str] = Counter()
@@ -59,6 +61,13 @@ class Seen:
         totals = self.monitor.totals() if self.monitor is not None else {}
         facts = {name: value for name, value in vars(self).items() if name not in ("monitor", "cache")}
         return {**facts, "kept": {kind: total.count for kind, total in totals.items()}}
+
+    def buffer(self, size_bytes: int, *, full: bool) -> None:
+        self.stream_bytes = max(self.stream_bytes, size_bytes)
+        if full:
+            self.full += 1
+            self.full_sum_bytes += size_bytes
+            self.full_mean_bytes = self.full_sum_bytes / self.full
 
     def batch(self, size_bytes: int, symbols: int) -> None:
         self.batches += 1
@@ -96,12 +105,13 @@ def probe(seen: Seen, market: "SteppedMarket") -> None:
             await super().put(stream, record)
             seen.put[stream] += 1
             buffers = [one.lines for one in self._streams.values()]
-            if (depth := sum(map(len, buffers))) >= seen.buffer_records:
-                seen.buffer_records = depth
-                seen.buffer_bytes = max(seen.buffer_bytes, sum(map(held_bytes, buffers)))
-            if (depth := len(self._streams[stream].lines)) >= seen.stream_records:
-                seen.stream_records = depth
-                seen.stream_bytes = max(seen.stream_bytes, held_bytes(self._streams[stream].lines))
+            seen.buffer_records = max(seen.buffer_records, sum(map(len, buffers)))
+            seen.buffer_bytes = max(seen.buffer_bytes, sum(map(held_bytes, buffers)))
+            lines = self._streams[stream].lines
+            full = len(lines) >= self._settings.buffer_records
+            if full or len(lines) >= seen.stream_records:
+                seen.stream_records = max(seen.stream_records, len(lines))
+                seen.buffer(held_bytes(lines), full=full)
 
     class Monitor(Original):
         def __init__(self, settings: "MonitorSettings", clock: "Clock") -> None:

@@ -31,7 +31,7 @@ PARTS = (
     ("ParallelAnalyzer", "results of a batch, mean", "batch_mean_bytes", "bytes", 30.0),
     ("ParallelAnalyzer", "results of a batch, largest", "batch_bytes", "bytes", 30.0),
     ("DataArchiver", "fullest buffer", "stream_records", "records", 50.0),
-    ("DataArchiver", "fullest buffer in bytes", "stream_bytes", "bytes", 50.0),
+    ("DataArchiver", "a full buffer, mean", "full_mean_bytes", "bytes", 50.0),
     ("DataArchiver", "all buffers", "buffer_bytes", "bytes", 50.0),
     ("PerformanceMonitor", "history", "history_bytes", "bytes", 50.0),
     ("FeatureCache", "entries", "cache_bytes", "bytes", 50.0),
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candles", type=int, default=200, metavar="M", help="120 to 500 (default 200)")
     parser.add_argument("--workers", type=int, default=2, metavar="W", help="0 to 64 (default 2)")
     parser.add_argument(
-        "--cycles", type=int, default=90, metavar="N", help="of a market minute each (default 90)"
+        "--cycles", type=int, default=180, metavar="N", help="of a market minute each (default 180)"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the market (default 1)")
 
@@ -187,6 +187,7 @@ def figures(before: dict[str, Any], after: dict[str, Any], differences: list[str
             Figure(f"cycle p50, {name}", statistics.median(seen["cycle_s"]) * 1000, "ms"),
             Figure(f"cycle mean, {name}", statistics.mean(seen["cycle_s"]) * 1000, "ms"),
             Figure(f"records in all buffers at most, {name}", seen["buffer_records"], "records"),
+            Figure(f"bytes in one buffer at most, {name}", seen["stream_bytes"], "bytes"),
         ]
     rows.append(Figure("differences", len(differences), "records", "less", 0.0))
     return tuple(rows)

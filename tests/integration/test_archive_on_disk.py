@@ -169,6 +169,61 @@ async def test_a_buffer_never_holds_more_than_its_size_while_the_disk_hangs(tmp_
     assert [line["adjustment_id"] for line in lines(tmp_path, "fills")] == [str(n) for n in range(200)]
 
 
+async def test_all_buffers_together_hold_no_more_bytes_than_set_and_the_largest_is_written_first(
+    tmp_path: Path,
+) -> None:
+    disk = Disk()
+    disk.fault = "hang"
+    limit = 2_000
+    settings = ArchiveSettings(flush_after_s=1e6, buffers_bytes=limit)
+    async with (
+        archiving(tmp_path, settings, ManualClock(), drain_limit_s=5, open_segment=disk.open) as archive,
+        asyncio.TaskGroup() as tasks,
+    ):
+        await archive.put("orders", adjustment(0))
+        fills = [tasks.create_task(archive.put("fills", adjustment(n))) for n in range(40)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        accepted = sum(producer.done() for producer in fills)
+        late = tasks.create_task(archive.put("orders", adjustment(1)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not late.done()  # its own buffer holds one record; the bytes are all streams'
+        disk.fault = ""
+        disk.gate.set()
+        await until(late.done)
+        await until(lambda: archive.archived["fills"] >= accepted)
+        assert archive.archived["orders"] == 0  # the largest went, and that made room
+
+    assert [line["adjustment_id"] for line in lines(tmp_path, "fills")] == [str(n) for n in range(40)]
+    assert [line["adjustment_id"] for line in lines(tmp_path, "orders")] == ["0", "1"]
+    written = [
+        path.read_bytes().splitlines(keepends=True)
+        for path in (*segments(tmp_path, "fills"), *segments(tmp_path, "orders"))
+    ]
+    held = [len(line) for line in [*written[0][:accepted], written[1][0]]]
+    assert sum(held) - held[-2] < limit <= sum(held)
+
+
+async def test_a_disk_that_refuses_while_the_buffers_are_full_of_bytes_loses_nothing(tmp_path: Path) -> None:
+    disk = Disk()
+    disk.fault = "full"
+    settings = ArchiveSettings(flush_after_s=1e6, buffers_bytes=2_000)
+    async with archiving(
+        tmp_path, settings, ManualClock(), drain_limit_s=5, open_segment=disk.open
+    ) as archive:
+        for number in range(60):
+            for stream in ("orders", "fills", "signals"):
+                await archive.put(stream, adjustment(number))
+        assert not archive.writable
+        disk.fault = ""
+        await until(lambda: archive.writable)
+        await archive.put("fills", adjustment(60))
+
+    for stream, count in (("orders", 60), ("fills", 61), ("signals", 60)):
+        assert [line["adjustment_id"] for line in lines(tmp_path, stream)] == [str(n) for n in range(count)]
+
+
 async def test_numbers_continue_after_a_restart_and_in_the_same_segment(tmp_path: Path) -> None:
     for number in range(3):
         async with archiving(tmp_path, NEVER_BY_AGE, ManualClock(), drain_limit_s=5) as archive:

@@ -15,12 +15,13 @@ def test_after_is_what_is_built_in() -> None:
     assert load(PROFILES / "after.toml", {}).settings == Settings()
 
 
-def test_before_differs_in_what_the_founding_report_changed_and_in_nothing_else() -> None:
+def test_before_differs_in_the_founding_report_s_numbers_and_the_bound_of_the_buffers() -> None:
     before, after = values("before"), values("after")
     changed = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
     assert changed == {
         "analysis.batch_factors": ((3.0, 2.0, 1.0), (2.0, 1.5, 1.0)),
         "archive.buffer_records": (100, 50),
+        "archive.buffers_bytes": (0, 81_920),
         "monitor.operations": (1000, 500),
         "monitor.operations_per_kind": (0, 100),
         "features.ttl_s": (3600.0, 1800.0),
