@@ -1,10 +1,10 @@
-"""Samples that tests share: a signal and an instrument with unremarkable values."""
+"""Samples that tests share: an instrument, a signal and a fill with unremarkable values."""
 
 from decimal import Decimal
 
 import msgspec
 
-from service.records import Instrument, PositionSide, Signal
+from service.records import Fill, Instrument, PositionSide, Side, Signal
 
 INSTRUMENT = Instrument(
     symbol="AUSDT",
@@ -26,6 +26,20 @@ INSTRUMENT = Instrument(
     min_notional=Decimal(5),
     multiplier_up=Decimal("1.05"),
     multiplier_down=Decimal("0.95"),
+)
+FILL = Fill(
+    trade_id="1",
+    client_order_id="pp-1",
+    venue_order_id="9",
+    symbol="AUSDT",
+    side=Side.BUY,
+    price=Decimal(100),
+    quantity=Decimal(1),
+    fee=Decimal("0.05"),
+    fee_asset="USDT",
+    realised_pnl=Decimal(0),
+    maker=False,
+    filled_ms=5,
 )
 
 

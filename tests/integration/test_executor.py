@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -49,12 +48,6 @@ from tests.integration.trading_desk import (
     signal,
     until,
 )
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with desk_at(tmp_path, Venue()) as opened:
-        yield opened
 
 
 async def test_an_entry_gets_its_stop_and_target_on_the_venue(desk: Desk):

@@ -26,12 +26,6 @@ from tests.integration.trading_desk import (
 )
 
 
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with desk_at(tmp_path, Venue()) as opened:
-        yield opened
-
-
 async def test_of_two_stops_the_newer_counts_and_the_older_is_cancelled(desk: Desk):
     position = await opened(desk)
     [first] = desk.venue.resting(OrderPurpose.STOP)

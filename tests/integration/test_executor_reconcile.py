@@ -1,7 +1,6 @@
 """Our books and the venue's, compared: what was missed, what is foreign, what cannot be written."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -38,12 +37,6 @@ from tests.integration.trading_desk import (
     signal,
     until,
 )
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with desk_at(tmp_path, Venue()) as opened:
-        yield opened
 
 
 async def test_after_a_gap_nothing_is_opened_until_a_reconciliation_is_complete(desk: Desk):

@@ -36,7 +36,7 @@ from service.settings import Loaded, load
 from service.store.opening import STATE_FILE, open_state, schema_name
 from service.store.rows import DAY_MS, DECIDED_KEPT_MS, ENDED_KEPT_MS, SHADOWS_KEPT_MS
 from tests.market_seeds import MARKET_SEEDS
-from tests.samples import signal
+from tests.samples import FILL, signal
 
 
 class Books:
@@ -102,20 +102,6 @@ POSITION = Position(
     leverage=3,
     margin=Decimal(33),
     opened_ms=5,
-)
-FILL = Fill(
-    trade_id="1",
-    client_order_id="pp-1",
-    venue_order_id="9",
-    symbol="AUSDT",
-    side=Side.BUY,
-    price=Decimal(100),
-    quantity=Decimal(1),
-    fee=Decimal("0.05"),
-    fee_asset="USDT",
-    realised_pnl=Decimal(0),
-    maker=False,
-    filled_ms=5,
 )
 
 

@@ -15,7 +15,7 @@ from service.check.database import state as state_check
 from service.check.result import Verdict
 from service.directory import market_name
 from service.errors import LeaseHeld, LeaseLost, SchemaUnknown, StoreUnavailable
-from service.records import Fill, Side
+from service.records import Fill
 from service.settings import Loaded, load
 from service.store import postgres_lease
 from service.store.opening import open_links, open_state, schema_name
@@ -23,21 +23,7 @@ from service.store.postgres import PostgresStore, migrate
 from service.store.postgres_lease import own_name
 from service.store.schema import POSTGRES
 from tests.market_seeds import MARKET_SEEDS
-
-FILL = Fill(
-    trade_id="1",
-    client_order_id="pp-1",
-    venue_order_id="9",
-    symbol="AUSDT",
-    side=Side.BUY,
-    price=Decimal(100),
-    quantity=Decimal(1),
-    fee=Decimal("0.05"),
-    fee_asset="USDT",
-    realised_pnl=Decimal(0),
-    maker=False,
-    filled_ms=5,
-)
+from tests.samples import FILL
 
 
 def settings_for(url: str, lease_s: float = 30.0) -> Loaded:

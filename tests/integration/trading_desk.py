@@ -31,7 +31,6 @@ from service.records import (
     OrderStatus,
     Position,
     PositionSide,
-    Record,
     RefusalReason,
     Side,
     VenuePosition,
@@ -46,6 +45,7 @@ from service.trading.ranking import Refused
 from service.trading.reconcile import Reconciler
 from service.trading.sending import Rules
 from service.trading.sizing import Approved
+from tests.recording import Counts, Kept
 from tests.samples import instrument, signal
 
 FEE = Decimal("0.0005")
@@ -249,29 +249,6 @@ class Venue:
             positions=positions,
             at_ms=self._now(),
         )
-
-
-class Kept:
-    writable = True
-
-    def __init__(self) -> None:
-        self.records: list[tuple[str, Record]] = []
-
-    async def put(self, stream: str, record: Record) -> None:
-        self.records.append((stream, record))
-
-    def of(self, stream: str) -> list[Record]:
-        return [record for name, record in self.records if name == stream]
-
-
-class Counts:
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def record(self, operation: str, seconds: float) -> None: ...
-
-    def count(self, name: str, amount: int = 1) -> None:
-        self.counts[name] = self.counts.get(name, 0) + amount
 
 
 class Desk(msgspec.Struct, kw_only=True):

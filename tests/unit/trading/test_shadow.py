@@ -5,6 +5,7 @@ import pytest
 from service.records import PositionSide, Record
 from service.store.sqlite import open_sqlite
 from service.trading.shadow import CANDLE_MS, HOUR_MS, ShadowBook
+from tests.recording import Counts, Kept
 from tests.samples import signal
 
 LONG, SHORT = PositionSide.LONG, PositionSide.SHORT
@@ -12,26 +13,6 @@ LONG, SHORT = PositionSide.LONG, PositionSide.SHORT
 
 class Cut(Exception):
     pass
-
-
-class Counts:
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def record(self, operation: str, seconds: float) -> None: ...
-
-    def count(self, name: str, amount: int = 1) -> None:
-        self.counts[name] = self.counts.get(name, 0) + amount
-
-
-class Kept:
-    writable = True
-
-    def __init__(self) -> None:
-        self.records: list[tuple[str, Record]] = []
-
-    async def put(self, stream: str, record: Record) -> None:
-        self.records.append((stream, record))
 
 
 def candle(n: int, open_: float, high: float, low: float, close: float):
