@@ -18,8 +18,8 @@ from service.analysis.backlog import Backlog
 from service.analysis.batching import batch_size, in_batches
 from service.analysis.executor import AnalysisExecutor
 from service.analysis.pool import WorkersUnavailable
+from service.analysis.row_view import CLOCK_TIMEFRAME
 from service.analysis.worker import (
-    CLOCK_TIMEFRAME,
     BatchAnswer,
     Outcome,
     Place,

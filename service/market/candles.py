@@ -180,6 +180,9 @@ class CandleStore:
         self._steps = tuple(TIMEFRAME_MS[name] for name in layout.timeframes)
         self._state_at, self._state_words = layout.state_at // 8, layout.state_words
         self._series_at = layout.series_at // 8
+        self._slots = layout.slots
+        self._series_words = _SERIES * layout.slots
+        self._row_words = len(self._steps) * self._series_words
         self._rows: dict[str, int] = {}
         self._generation = -1
         self._views: tuple[Times, Values] | None = None
@@ -455,12 +458,12 @@ class CandleStore:
         """As `window`, in one tuple: open time, open, high, low, close, volume."""
         index = self._timeframe[timeframe]
         state = self._state(row) + 1 + _STATE * index
-        end, held = self._q[state], self._q[state + 1]
+        held = self._q[state + 1]
         if held > count:
             held = count
         times, values = self._views or self._numpy()
-        slots = self._layout.slots
-        to = self._series(row, index) - self._series_at + end
+        slots = self._slots
+        to = row * self._row_words + index * self._series_words + self._q[state]
         at = to - held
         open_ms = times[at:to]
         # written out: a loop over five views takes twice as long, and this runs for every series
@@ -563,7 +566,7 @@ class CandleStore:
         return self._layout.forming_at // 8 + (row * len(self._steps) + index) * _SERIES
 
     def _series(self, row: int, index: int) -> int:
-        return self._series_at + (row * len(self._steps) + index) * _SERIES * self._layout.slots
+        return self._series_at + row * self._row_words + index * self._series_words
 
     def _numpy(self) -> "tuple[Times, Values]":
         if self._views is None:

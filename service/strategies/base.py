@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from service.errors import SettingsInvalid
-from service.records import TIMEFRAME_MS, PositionSide, Signal
+from service.records import PositionSide, Signal
 
 T = TypeVar("T")
 
@@ -44,20 +44,12 @@ class MarketView:
     The arrays are valid during the call only: a strategy keeps no reference to them.
     """
 
-    __slots__ = ("_read", "_recall", "candle_close_ms", "symbol")
+    __slots__ = ("_read", "candle_close_ms", "symbol")
 
-    def __init__(
-        self,
-        symbol: str,
-        candle_close_ms: int,
-        read: Callable[[str], Candles],
-        recall: Callable[..., Any] | None = None,
-    ) -> None:
-        """Args: recall: as `remember`; None computes each time."""
+    def __init__(self, symbol: str, candle_close_ms: int, read: Callable[[str], Candles]) -> None:
         self.symbol = symbol
         self.candle_close_ms = candle_close_ms  # first millisecond after the newest 5m candle
         self._read = read
-        self._recall = recall
 
     def candles(self, timeframe: str) -> Candles:
         """All closed candles of a timeframe. Raises KeyError for one that is not kept."""
@@ -72,12 +64,8 @@ class MarketView:
         msgspec records); what is larger than MAX_REMEMBERED_BYTES is computed each time.
         Raises: what `compute` raises; nothing is remembered then. StrategyBroke: its result is not such data.
         """
-        result: T
-        if self._recall is not None:
-            result = self._recall(timeframe, compute, *arguments)
-        else:
-            result = compute(self._read(timeframe), *arguments)
-            size_to_remember((arguments, result))
+        result = compute(self.candles(timeframe), *arguments)
+        size_to_remember((arguments, result))
         return result
 
 
@@ -236,8 +224,3 @@ def read_options(kind: type[Options], options: dict[str, float]) -> Options:
     except msgspec.ValidationError as error:
         found = next((f", found {v!r}" for k, v in options.items() if f"$.{k}`" in str(error)), "")
         raise SettingsInvalid(f"strategy.options: {error}{found}") from None
-
-
-def candle_close_ms(open_ms: int, timeframe: str) -> int:
-    """First millisecond after the candle that opened then."""
-    return open_ms + TIMEFRAME_MS[timeframe]
