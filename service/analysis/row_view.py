@@ -1,6 +1,6 @@
 """What a strategy sees of a row of the candle store, with what a worker remembers of it.
 
-Made anew for every symbol of every cycle, so it reads the store's words itself instead of asking for each.
+Made anew for every symbol of every cycle, so it reads the row's state once.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,24 @@ _CLOCK_MS = TIMEFRAME_MS[CLOCK_TIMEFRAME]
 
 
 class RowView(MarketView):
-    """A MarketView of one row. It shows the row as it is at each call."""
+    """A MarketView of one row, of use as long as the row does not change."""
 
-    __slots__ = ("_memo", "_row", "_store")
+    __slots__ = ("_memo", "_row", "_state", "_store")
 
-    def __init__(self, store: CandleStore, row: int, symbol: str, memo: SeriesMemo | None = None) -> None:
-        """Args: memo: of this store; None remembers nothing."""
+    def __init__(
+        self,
+        store: CandleStore,
+        row: int,
+        symbol: str,
+        memo: SeriesMemo | None = None,
+        state: list[int] | None = None,
+    ) -> None:
+        """Args: memo: of this store, None remembers nothing; state: the row's, when it is at hand."""
         self.symbol = symbol
         self.candle_close_ms = store.last_open_ms(row, CLOCK_TIMEFRAME) + _CLOCK_MS
         self._store = store
         self._row = row
+        self._state = store.state(row) if state is None else state
         self._memo = memo
 
     def candles(self, timeframe: str) -> Candles:
@@ -40,6 +48,6 @@ class RowView(MarketView):
     def remember(self, timeframe: str, compute: Callable[..., T], *arguments: Any) -> T:
         if self._memo is None:
             return super().remember(timeframe, compute, *arguments)
-        version = self._store.version(self._row, timeframe)
+        version = self._state[self._store.version_at[timeframe]]
         result: T = self._memo.recall(self._row, version, self.candles, timeframe, compute, arguments)
         return result

@@ -55,7 +55,7 @@ def _received_task(sent: bytes) -> Task:
     return Task(*pickle.loads(sent))
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
+class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What became of one symbol: a signal, nothing, or a reason in `skipped` or `failed`."""
 
     sequence: int  # of the candle store's row at which this holds; -1 when it may not be reused
@@ -92,7 +92,8 @@ class _Prepared:
         if absent := set(self.facts.timeframes) - set(self.store.timeframes):
             raise SettingsInvalid(f"the candle store does not keep {', '.join(sorted(absent))}")
         self.memo = SeriesMemo()
-        self.needed = tuple(dict.fromkeys((*self.facts.timeframes, CLOCK_TIMEFRAME)))
+        needed = dict.fromkeys((*self.facts.timeframes, CLOCK_TIMEFRAME))
+        self.needed = tuple((timeframe, self.store.count_at[timeframe]) for timeframe in needed)
 
 
 def _require_unchanged(task: Task) -> None:
@@ -153,25 +154,25 @@ def _prepare(task: Task) -> _Prepared:
 def _analyse(prepared: _Prepared, row: int, symbol: str) -> Outcome:
     store = prepared.store
     for _ in range(_READ_ATTEMPTS):
-        sequence = store.sequence(row)
-        if sequence & 1:
+        state = store.state(row)
+        if state[0] & 1:
             continue
-        outcome = _analyse_once(prepared, row, symbol, sequence)
-        if store.sequence(row) == sequence:
+        outcome = _analyse_once(prepared, row, symbol, state)
+        if store.sequence(row) == state[0]:
             return outcome
         prepared.memo.discard(row)
     return Outcome(-1, skipped="its candles are being written")
 
 
-def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> Outcome:
-    store, facts = prepared.store, prepared.facts
+def _analyse_once(prepared: _Prepared, row: int, symbol: str, state: list[int]) -> Outcome:
+    store, facts, sequence = prepared.store, prepared.facts, state[0]
     if store.row_of(symbol) != row:
         return Outcome(-1, skipped="its row belongs to another symbol")
-    for timeframe in prepared.needed:
-        held = store.count(row, timeframe)
-        if held < facts.candles:
-            return Outcome(sequence, skipped=f"{held} candles of {timeframe}, {facts.candles} needed")
-    view = RowView(store, row, symbol, prepared.memo)
+    for timeframe, count_at in prepared.needed:
+        if state[count_at] < facts.candles:
+            reason = f"{state[count_at]} candles of {timeframe}, {facts.candles} needed"
+            return Outcome(sequence, skipped=reason)
+    view = RowView(store, row, symbol, prepared.memo, state)
     try:
         return Outcome(sequence, checked_signal(facts.name, view, prepared.strategy.analyse(view)))
     except LimitReached:

@@ -183,6 +183,8 @@ class CandleStore:
         self._slots = layout.slots
         self._series_words = _SERIES * layout.slots
         self._row_words = len(self._steps) * self._series_words
+        self.count_at = {name: 2 + _STATE * i for name, i in self._timeframe.items()}  # in a `state`
+        self.version_at = {name: 3 + _STATE * i for name, i in self._timeframe.items()}
         self._rows: dict[str, int] = {}
         self._generation = -1
         self._views: tuple[Times, Values] | None = None
@@ -490,7 +492,7 @@ class CandleStore:
         return self._q[self._series(row, index) + end - count] if count else 0
 
     def count(self, row: int, timeframe: str) -> int:
-        return self._q[self._state(row) + 2 + _STATE * self._timeframe[timeframe]]
+        return self._q[self._state(row) + self.count_at[timeframe]]
 
     def rows_since(self, row: int, timeframe: str, since_ms: int, limit: int = 0) -> list[CandleRow]:
         """Closed candles that open at `since_ms` or later, oldest first; at most `limit` when it is set.
@@ -521,7 +523,15 @@ class CandleStore:
 
         Read it while the sequence is even, and use what it vouches for only when the sequence stays.
         """
-        return self._q[self._state(row) + 3 + _STATE * self._timeframe[timeframe]]
+        return self._q[self._state(row) + self.version_at[timeframe]]
+
+    def state(self, row: int) -> list[int]:
+        """What `sequence`, `count` and `version` say, read at once and the sequence first.
+
+        The sequence is at 0, the others at `count_at` and `version_at` of a timeframe.
+        """
+        at = self._state(row)
+        return self._q[at : at + self._state_words].tolist()
 
     def content(self, row: int) -> RawBytes:
         """A copy of all closed candles of the row as raw bytes, to tell two states of it apart.

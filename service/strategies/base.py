@@ -124,17 +124,26 @@ def checked_signal(strategy: str, view: MarketView, draft: object) -> Signal | N
         return None
     if not isinstance(draft, SignalDraft):
         raise StrategyBroke(f"returned {type(draft).__name__} instead of SignalDraft or None")
-    side = draft.position_side
+    side, scores, features = draft.position_side, draft.scores, draft.features
     if not isinstance(side, PositionSide):
         raise StrategyBroke(f"position_side is {_shown(side)}")
-    entry = _number("entry", draft.entry)
-    stop = _number("stop", draft.stop)
-    target = _number("target", draft.target)
-    atr = _number("atr", draft.atr)
-    confidence = _number("confidence", draft.confidence)
-    if min(entry, stop, target) <= 0.0 or atr < 0.0:
+    entry, stop, target, atr, confidence = draft.entry, draft.stop, draft.target, draft.atr, draft.confidence
+    _check_dict("scores", scores)
+    _check_dict("features", features)
+    if type(scores) is type(features) is dict and _plain(
+        (entry, stop, target, atr, confidence, *scores.values(), *features.values())
+    ):
+        scores, features = scores.copy(), features.copy()
+    else:
+        entry = _number("entry", entry)
+        stop = _number("stop", stop)
+        target = _number("target", target)
+        atr = _number("atr", atr)
+        confidence = _number("confidence", confidence)
+        scores, features = _numbers("scores", scores), _numbers("features", features)
+    if entry <= 0.0 or stop <= 0.0 or target <= 0.0 or atr < 0.0:
         raise StrategyBroke(f"entry {entry}, stop {stop}, target {target}, atr {atr} must be positive")
-    sign = side.sign
+    sign = 1 if side is PositionSide.LONG else -1
     if (entry - stop) * sign <= 0.0:
         raise StrategyBroke(f"the stop {stop} of a {side} is on the wrong side of {entry}")
     if (target - entry) * sign <= 0.0:
@@ -152,8 +161,8 @@ def checked_signal(strategy: str, view: MarketView, draft: object) -> Signal | N
         target=target,
         atr=atr,
         confidence=confidence,
-        scores=_numbers("scores", draft.scores),
-        features=_numbers("features", draft.features),
+        scores=scores,
+        features=features,
     )
 
 
@@ -171,18 +180,16 @@ def _number(name: str, value: object) -> float:
     return value
 
 
-def _numbers(name: str, values: object) -> dict[str, float]:
+def _numbers(name: str, values: dict[str, Any]) -> dict[str, float]:
+    return {key: _number(f"{name}[{key!r}]", value) for key, value in values.items()}
+
+
+def _check_dict(name: str, values: object) -> None:
+    """Whether its kind, its size and its keys are allowed; not what its values are."""
     if not isinstance(values, dict):
         raise StrategyBroke(f"{name} is a {type(values).__name__}, not a dict")
     if len(values) > MAX_NAMED_VALUES:
         raise StrategyBroke(f"{name} has {len(values)} entries, at most {MAX_NAMED_VALUES} are kept")
-    _check_names(name, values)
-    if type(values) is dict and _plain(values):
-        return values.copy()
-    return {key: _number(f"{name}[{key!r}]", value) for key, value in values.items()}
-
-
-def _check_names(name: str, values: dict[Any, Any]) -> None:
     try:
         size = len("".join(values).encode())
     except TypeError:
@@ -194,12 +201,12 @@ def _check_names(name: str, values: dict[Any, Any]) -> None:
         raise StrategyBroke(f"the keys of {name} have {size} bytes, at most {MAX_NAMES_BYTES} are kept")
 
 
-def _plain(values: dict[str, Any]) -> bool:
+def _plain(values: tuple[object, ...]) -> bool:
     """Whether all are finite Python floats, as nearly always: asked of all at once.
 
     A sum is finite only when each of its terms is; one that overflows is left to the closer look.
     """
-    return _FLOATS.issuperset(map(type, values.values())) and math.isfinite(sum(values.values()))
+    return _FLOATS.issuperset(map(type, values)) and math.isfinite(sum(values))  # type: ignore[arg-type]
 
 
 def _shown(value: object) -> str:

@@ -5,6 +5,7 @@ with the same confidence. Fractions of price are therefore fractions of one pric
 founding report leaves room, the choice and its reason stand in docs/strategies.md.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -286,7 +287,9 @@ def possible_direction(trend_15m: int, structure: int) -> int:
     return NEUTRAL if structure == -trend_15m else trend_15m
 
 
-def nearest_block(blocks: list[Zone], price: float, atr: float, sign: int) -> float | None:
+def nearest_block(
+    blocks: Sequence[Zone | BlockCandidate], price: float, atr: float, sign: int
+) -> float | None:
     """Distance from the price to the nearest block, in ATR; None without one.
 
     0 inside the block. A price beyond the block's far side (below a bullish one) is past it: negative.

@@ -65,13 +65,16 @@ def close_one(store, row, timeframe, rng):
 
 
 def test_a_result_stands_until_its_own_series_changes(store, memo):
-    view = RowView(store, 0, "S0USDT", memo)
-    first = view.remember("15m", newest)
+    first = RowView(store, 0, "S0USDT", memo).remember("15m", newest)
     close_one(store, 0, "5m", random.Random(1))
-    assert view.remember("15m", newest) == first
+    assert RowView(store, 0, "S0USDT", memo).remember("15m", newest) == first
     assert memo.take_counts() == (1, 1)
     close_one(store, 0, "15m", random.Random(1))
-    assert view.remember("15m", newest) == store.rows_since(0, "15m", 0)[-1][4] != first
+    assert (
+        RowView(store, 0, "S0USDT", memo).remember("15m", newest)
+        == store.rows_since(0, "15m", 0)[-1][4]
+        != first
+    )
     assert memo.take_counts() == (0, 1)
     assert memo.take_counts() == (0, 0)
 
