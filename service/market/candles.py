@@ -10,9 +10,9 @@ open, high, low, close, volume (float64). Layout, every part on an 8-byte bounda
     forming    [row][timeframe][6]
     series     [row][timeframe][6][slot]
 
-A series has an eighth more slots than candles. Candles are written at its end; when it is full the newest
-are moved to its front, so a window is always one contiguous slice, at 1/8 more memory and one small move
-per `candles / 8` appends. Pages of rows that are not used are never touched and cost no memory.
+A series has a thirty-second more slots than candles, at least eight. Candles are written at its end; when it
+is full the newest are moved to its front, so a window is always one contiguous slice, at 1/32 more memory
+and one small move per `candles / 32` appends. Pages of rows that are not used are never touched and cost no memory.
 
 Readers in other processes see each change at once. A row's sequence is odd while it is written: read it
 before and after using a window, and retry when it changed or was odd. Aligned 8-byte stores are atomic.
@@ -645,12 +645,12 @@ class CandleStore:
 
 
 def _slots(candles: int) -> int:
-    slots = candles + max(candles // 8, 8)
+    slots = candles + max(candles // 32, 8)
     return -(-slots // 8) * 8  # whole cache lines
 
 
 def _describe(layout: Layout) -> str:
-    return f"{layout.capacity} symbols x {'/'.join(layout.timeframes)} x {layout.candles} candles"
+    return f"{layout.capacity} symbols x {'/'.join(layout.timeframes)} x {layout.candles} candles in {layout.slots} slots"
 
 
 def _read_layout(descriptor: int) -> Layout:
