@@ -12,7 +12,8 @@ open, high, low, close, volume (float64). Layout, every part on an 8-byte bounda
 
 A series has a thirty-second more slots than candles, at least eight. Candles are written at its end; when it
 is full the newest are moved to its front, so a window is always one contiguous slice, at 1/32 more memory
-and one small move per `candles / 32` appends. Pages of rows that are not used are never touched and cost no memory.
+and one small move per `candles / 32` appends. Pages of rows that are not used are never touched and cost
+no memory.
 
 Readers in other processes see each change at once. A row's sequence is odd while it is written: read it
 before and after using a window, and retry when it changed or was odd. Aligned 8-byte stores are atomic.
@@ -650,7 +651,8 @@ def _slots(candles: int) -> int:
 
 
 def _describe(layout: Layout) -> str:
-    return f"{layout.capacity} symbols x {'/'.join(layout.timeframes)} x {layout.candles} candles in {layout.slots} slots"
+    series = f"{layout.candles} candles in {layout.slots} slots"
+    return f"{layout.capacity} symbols x {'/'.join(layout.timeframes)} x {series}"
 
 
 def _read_layout(descriptor: int) -> Layout:
