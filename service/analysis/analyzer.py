@@ -18,8 +18,8 @@ from service.analysis.backlog import Backlog
 from service.analysis.batching import batch_size, in_batches
 from service.analysis.executor import AnalysisExecutor
 from service.analysis.pool import WorkersUnavailable
+from service.analysis.row_view import CLOCK_TIMEFRAME
 from service.analysis.worker import (
-    CLOCK_TIMEFRAME,
     BatchAnswer,
     Outcome,
     Place,
@@ -101,7 +101,7 @@ class ParallelAnalyzer:
         self._monotonic_s = monotonic_s
         self._store = CandleStore.attach(store_path)
         self._timeframes = ",".join(self._store.timeframes)
-        self._task = Task(str(store_path), strategy, settings.collect_after_batch)
+        self._analyse = partial(analyse_batch, Task(str(store_path), strategy, settings.collect_after_batch))
         self._identity: CandleIdentity | None = None
         self._quarantine: dict[str, _Quarantine] = {}
         self._suspects: set[str] = set()  # an abandoned batch of theirs cost a worker: they go one by one
@@ -340,7 +340,7 @@ class ParallelAnalyzer:
 
     async def _submit(self, worker: int, batch: list[Place]) -> list[Outcome]:
         started_s = self._monotonic_s()
-        future = self._executor.submit_to(worker, analyse_batch, self._task, batch)
+        future = self._executor.submit_to(worker, self._analyse, batch)
         try:
             answer = await _ended(future)
         except asyncio.CancelledError:

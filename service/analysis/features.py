@@ -89,6 +89,7 @@ def signal_features(
 ) -> dict[str, float]:
     """The features of one signal, keys in the order of FEATURE_NAMES. `sign`: 1 long, -1 short."""
     five, fifteen, hour = reading.five, reading.fifteen, reading.hour
+    atr_5m, atr_15m, atr_1h = five.atr, fifteen.atr, hour.atr
     return {
         "score_trend": scores["trend"],
         "score_structure": scores["structure"],
@@ -101,15 +102,15 @@ def signal_features(
         "trend_15m": float(sign * fifteen.trend),
         "trend_1h": float(sign * hour.trend),
         "structure": float(sign * reading.structure),
-        "ema_gap_5m": sign * five.gap / five.atr,
-        "ema_gap_15m": sign * fifteen.gap / fifteen.atr,
-        "ema_gap_1h": sign * hour.gap / hour.atr,
-        "ema_distance_5m": sign * five.distance / five.atr,
-        "ema_distance_15m": sign * fifteen.distance / fifteen.atr,
-        "ema_distance_1h": sign * hour.distance / hour.atr,
+        "ema_gap_5m": sign * five.gap / atr_5m,
+        "ema_gap_15m": sign * fifteen.gap / atr_15m,
+        "ema_gap_1h": sign * hour.gap / atr_1h,
+        "ema_distance_5m": sign * five.distance / atr_5m,
+        "ema_distance_15m": sign * fifteen.distance / atr_15m,
+        "ema_distance_1h": sign * hour.distance / atr_1h,
         "rsi": reading.rsi if sign > 0 else 100.0 - reading.rsi,
-        "macd_histogram": sign * reading.macd_histogram / five.atr,
-        "atr_fraction": five.atr / reading.entry,
+        "macd_histogram": sign * reading.macd_histogram / atr_5m,
+        "atr_fraction": atr_5m / reading.entry,
         "bollinger_rank": reading.band_rank,
         "bollinger_position": sign * reading.band_position,
         "order_block_distance": _near(around.order_block),

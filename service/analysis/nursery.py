@@ -8,6 +8,7 @@ daemon sends it one end of a socket pair; the pages are shared by all workers. I
 even in the middle of a hung strategy. Neither writes to the daemon's stdout or stderr, nor hears Ctrl-C.
 """
 
+import functools
 import gc
 import os
 import pickle
@@ -148,11 +149,15 @@ def _work(tasks: socket.socket, nursery_pid: int) -> NoReturn:
         os._exit(0)  # also on a broken socket: nobody listens any more
 
 
+_received = functools.lru_cache(maxsize=4)(pickle.loads)
+"""The function that was sent, mostly that of the task before: finding it anew takes longer than all else."""
+
+
 def _answer(task: bytes, statm: int) -> bytes:
     """(succeeded, value or error, bytes of memory of our own) as a frame."""
     try:
         function, arguments = pickle.loads(task)
-        answer: tuple[bool, object] = (True, function(*arguments))
+        answer: tuple[bool, object] = (True, _received(function)(*arguments))
     except Exception as error:  # noqa: BLE001  it travels to the daemon as data
         answer = (False, _portable(error))
     try:

@@ -85,10 +85,11 @@ class _Worker:
 class NurseryPool(AnalysisExecutor):
     """Worker processes behind the standard Executor interface, driven by the running event loop.
 
-    A task is a module-level function with small arguments. Tasks start in the order given; each worker holds
-    at most two. A worker that dies or exceeds `limit_s` fails the task it was at with WorkerLost, the other
-    one moves to another worker, and a new worker takes its place. A worker whose own memory exceeds
-    `memory_limit_bytes` after a task is replaced at once, one that did `max_tasks` (0 is never) once idle.
+    A task is a module-level function or a partial of one, which must not change between two tasks, with small
+    arguments. Tasks start in the order given; each worker holds at most two. A worker that dies or exceeds
+    `limit_s` fails the task it was at with WorkerLost, the other one moves to another worker, and a new one
+    takes its place. A worker whose own memory exceeds `memory_limit_bytes` after a task is replaced at once,
+    one that did `max_tasks` (0 is never) once idle.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class NurseryPool(AnalysisExecutor):
         self._wanted = workers
         self._workers: list[_Worker] = []
         self._pending: deque[_Task] = deque()
+        self._function: Callable[..., Any] | None = None  # the last one, and what is sent for it
+        self._sent_function = b""
         self._received = memoryview(bytearray(_READ_BYTES))  # one for all: a new one a read costs its pages
         self._stillborn = 0
         self._closed = False
@@ -136,7 +139,9 @@ class NurseryPool(AnalysisExecutor):
             raise RuntimeError("the pool is closed")
         if kwargs:
             raise TypeError("tasks take positional arguments only")
-        task = _Task(frame((fn, args)), prefers)
+        if fn is not self._function:
+            self._function, self._sent_function = fn, pickle.dumps(fn)
+        task = _Task(frame((self._sent_function, args)), prefers)
         self._pending.append(task)
         self._hand_out()
         return task.future

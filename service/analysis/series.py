@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from service.market.candles import CandleStore
 from service.strategies.base import MAX_REMEMBERED_BYTES, Candles, size_to_remember
 
 MAX_FUNCTIONS = 8
@@ -33,16 +32,20 @@ class SeriesMemo:
     finds another version, and the number of candles is the store's.
     """
 
-    def __init__(self, store: CandleStore) -> None:
-        self._store = store
+    def __init__(self) -> None:
         self._known: dict[tuple[str, Compute], dict[int, _Known]] = {}
         self._reused = self._computed = 0
 
     def recall(
-        self, row: int, read: Callable[[str], Candles], timeframe: str, compute: Compute, *arguments: Any
+        self,
+        row: int,
+        version: int,
+        read: Callable[[str], Candles],
+        timeframe: str,
+        compute: Compute,
+        arguments: tuple[Any, ...],
     ) -> Any:
-        """What `compute` makes of the row's series now. Raises what it raises, KeyError, StrategyBroke."""
-        version = self._store.version(row, timeframe)
+        """What `compute` makes of the series at this version. Raises what it raises, StrategyBroke."""
         of_function = self._known.get((timeframe, compute))
         if of_function is None:
             of_function = self._begin(timeframe, compute)

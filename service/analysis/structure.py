@@ -129,21 +129,15 @@ def _last_swing_step(values: Array, reach: int, *, mirrored: bool = False) -> fl
 def _swing_step(values: list[float], reach: int) -> float | None:
     """As above, of a list; None with fewer than two swings in it. Backwards: the newest are wanted."""
     last: float | None = None
-    at = len(values) - 1 - reach
-    while at >= reach:
+    for at in range(len(values) - 1 - reach, reach - 1, -1):
         value = values[at]
-        if (
-            value <= values[at - 1]
-            or value < values[at + 1]
-            or value <= max(values[at - reach : at])
-            or value < max(values[at + 1 : at + 1 + reach])
-        ):
-            at -= 1
-        elif last is None:
-            last = value
-            at -= reach + 1  # the candles it stands out among are no swings
-        else:
+        if value <= values[at - 1] or value < values[at + 1]:  # most end here
+            continue
+        if value <= max(values[at - reach : at]) or value < max(values[at + 1 : at + 1 + reach]):
+            continue
+        if last is not None:
             return last - value
+        last = value
     return None
 
 
@@ -225,12 +219,12 @@ def find_order_blocks(
     high within `impulse_candles`. Bearish is the mirror image. The newest candle cannot be one yet.
     """
     candidates = find_block_candidates(open_, high, low, close, volume, direction, rule)
-    return order_blocks_of(candidates, rule.rejection)
+    return [Zone(c.bottom, c.top, c.at) for c in order_blocks_of(candidates, rule.rejection)]
 
 
-def order_blocks_of(candidates: Iterable[BlockCandidate], rejection: float) -> list[Zone]:
+def order_blocks_of(candidates: Iterable[BlockCandidate], rejection: float) -> list[BlockCandidate]:
     """Those candidates that are order blocks when it takes a wick of `rejection`."""
-    return [Zone(c.bottom, c.top, c.at) for c in candidates if c.heavy or c.wick >= rejection]
+    return [c for c in candidates if c.heavy or c.wick >= rejection]
 
 
 def find_block_candidates(
@@ -250,29 +244,39 @@ def find_block_candidates(
     else:
         furthest, near, far = min, lows, highs
         turned = [at for at, (o, c) in enumerate(zip(opens, closes, strict=True)) if c >= o]
-    heavy: list[bool] | None = None
+    volumes: _Volumes | None = None
     candidates = []
     reach, impulse = rule.impulse_candles, rule.impulse
     for at in turned:
         later = closes[at + 1 : at + 1 + reach]
         if not later or direction * (furthest(later) - near[at]) < impulse:
             continue
-        if heavy is None:
-            heavy = _heavy(volume[first - rule.volume_period :].tolist(), rule)
+        if volumes is None:
+            volumes = _Volumes(volume[first - rule.volume_period :].tolist(), rule)
         # a candle against the direction starts its wick at its close
         wick = direction * (closes[at] - far[at])
-        candidates.append(BlockCandidate(lows[at], highs[at], first + at, wick, heavy[at]))
+        candidates.append(BlockCandidate(lows[at], highs[at], first + at, wick, volumes.stands_out(at)))
     return tuple(candidates)
 
 
-def _heavy(volume: list[float], rule: OrderBlockRule) -> list[bool]:
-    """Whether each candle after the first `volume_period` has a volume that stands out."""
-    period = rule.volume_period
-    sums = list(accumulate(volume, initial=0.0))
-    share = rule.volume_factor / period
-    usual = [(late - early) * share for early, late in zip(sums, sums[period:], strict=False)]
-    # a market without trades has no volume that stands out
-    return [v >= u > 0.0 for v, u in zip(volume[period:], usual, strict=False)]
+class _Volumes:
+    """The volumes of a window, and before it of `volume_period` candles."""
+
+    __slots__ = ("_period", "_share", "_sums", "_volume")
+
+    def __init__(self, volume: list[float], rule: OrderBlockRule) -> None:
+        self._volume = volume
+        self._sums = list(accumulate(volume, initial=0.0))
+        self._period = rule.volume_period
+        self._share = rule.volume_factor / rule.volume_period
+
+    def stands_out(self, at: int) -> bool:
+        """Whether the window's candle has more than its share of the volume before it.
+
+        A market without trades has no volume that stands out.
+        """
+        end = at + self._period
+        return self._volume[end] >= (self._sums[end] - self._sums[at]) * self._share > 0.0
 
 
 def find_liquidity(levels: Array, tolerance: float, touches: int = 3) -> list[Zone]:

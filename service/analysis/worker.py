@@ -7,31 +7,22 @@ import functools
 import gc
 import pickle
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from service.analysis.limit import LimitReached
+from service.analysis.row_view import CLOCK_TIMEFRAME, RowView
 from service.analysis.series import SeriesMemo
 from service.errors import SettingsInvalid, StrategyInvalid
 from service.market.candles import CandleStore
 from service.records import Signal
 from service.settings import StrategySettings
-from service.strategies.base import (
-    Candles,
-    MarketView,
-    Strategy,
-    StrategyBroke,
-    candle_close_ms,
-    checked_signal,
-)
+from service.strategies.base import Strategy, StrategyBroke, checked_signal
 from service.strategies.loader import describe, file_mark, load_strategy
 
 _READ_ATTEMPTS = 3
-CLOCK_TIMEFRAME = "5m"
-"""Its newest candle dates a result."""
 
 Place = tuple[int, str]
 """A row of the candle store and the symbol expected there."""
@@ -64,7 +55,7 @@ def _received_task(sent: bytes) -> Task:
     return Task(*pickle.loads(sent))
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
+class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What became of one symbol: a signal, nothing, or a reason in `skipped` or `failed`."""
 
     sequence: int  # of the candle store's row at which this holds; -1 when it may not be reused
@@ -100,8 +91,9 @@ class _Prepared:
         self.store = CandleStore.attach(Path(task.store_path))
         if absent := set(self.facts.timeframes) - set(self.store.timeframes):
             raise SettingsInvalid(f"the candle store does not keep {', '.join(sorted(absent))}")
-        self.memo = SeriesMemo(self.store)
-        self.needed = tuple(dict.fromkeys((*self.facts.timeframes, CLOCK_TIMEFRAME)))
+        self.memo = SeriesMemo()
+        needed = dict.fromkeys((*self.facts.timeframes, CLOCK_TIMEFRAME))
+        self.needed = tuple((timeframe, self.store.count_at[timeframe]) for timeframe in needed)
 
 
 def _require_unchanged(task: Task) -> None:
@@ -162,25 +154,25 @@ def _prepare(task: Task) -> _Prepared:
 def _analyse(prepared: _Prepared, row: int, symbol: str) -> Outcome:
     store = prepared.store
     for _ in range(_READ_ATTEMPTS):
-        sequence = store.sequence(row)
-        if sequence & 1:
+        state = store.state(row)
+        if state[0] & 1:
             continue
-        outcome = _analyse_once(prepared, row, symbol, sequence)
-        if store.sequence(row) == sequence:
+        outcome = _analyse_once(prepared, row, symbol, state)
+        if store.sequence(row) == state[0]:
             return outcome
         prepared.memo.discard(row)
     return Outcome(-1, skipped="its candles are being written")
 
 
-def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> Outcome:
-    store, facts = prepared.store, prepared.facts
+def _analyse_once(prepared: _Prepared, row: int, symbol: str, state: list[int]) -> Outcome:
+    store, facts, sequence = prepared.store, prepared.facts, state[0]
     if store.row_of(symbol) != row:
         return Outcome(-1, skipped="its row belongs to another symbol")
-    for timeframe in prepared.needed:
-        held = store.count(row, timeframe)
-        if held < facts.candles:
-            return Outcome(sequence, skipped=f"{held} candles of {timeframe}, {facts.candles} needed")
-    view = view_of(store, row, symbol, prepared.memo)
+    for timeframe, count_at in prepared.needed:
+        if state[count_at] < facts.candles:
+            reason = f"{state[count_at]} candles of {timeframe}, {facts.candles} needed"
+            return Outcome(sequence, skipped=reason)
+    view = RowView(store, row, symbol, prepared.memo, state)
     try:
         return Outcome(sequence, checked_signal(facts.name, view, prepared.strategy.analyse(view)))
     except LimitReached:
@@ -189,17 +181,6 @@ def _analyse_once(prepared: _Prepared, row: int, symbol: str, sequence: int) -> 
         return Outcome(-1, failed=_sendable(str(error)))
     except BaseException as error:  # noqa: BLE001  somebody else's code; Ctrl-C is a signal the loop handles
         return Outcome(-1, failed=_sendable(describe(error)))
-
-
-def view_of(store: CandleStore, row: int, symbol: str, memo: SeriesMemo | None = None) -> MarketView:
-    """What a strategy sees of a row. Args: memo: of this store; None remembers nothing."""
-
-    def read(timeframe: str) -> Candles:
-        # the named constructor costs twice as much, and this runs for every series
-        return tuple.__new__(Candles, store.columns(row, timeframe, store.candles))
-
-    close_ms = candle_close_ms(store.last_open_ms(row, CLOCK_TIMEFRAME), CLOCK_TIMEFRAME)
-    return MarketView(symbol, close_ms, read, partial(memo.recall, row, read) if memo else None)
 
 
 def _sendable(reason: str) -> str:

@@ -48,7 +48,7 @@ class Floor:
 
         preload()
         self._store = CandleStore.attach(store_path)
-        self._memo = SeriesMemo(self._store)
+        self._memo = SeriesMemo()
         self._strategy = load_strategy("ict_smc", {})
         gc.disable()  # the floor pays for no collection: it is what cannot be undercut
 
@@ -86,10 +86,10 @@ class Floor:
         return noting.calls
 
     def _analyse_all(self, memo: "SeriesMemo | None" = None) -> None:
-        from service.analysis.worker import view_of
+        from service.analysis.row_view import RowView
 
         for row, symbol in self._store.symbols():
-            self._strategy.analyse(view_of(self._store, row, symbol, memo))
+            self._strategy.analyse(RowView(self._store, row, symbol, memo))
 
 
 def _timed(work: Callable[[], None]) -> tuple[float, float]:

@@ -10,9 +10,10 @@ open, high, low, close, volume (float64). Layout, every part on an 8-byte bounda
     forming    [row][timeframe][6]
     series     [row][timeframe][6][slot]
 
-A series has an eighth more slots than candles. Candles are written at its end; when it is full the newest
-are moved to its front, so a window is always one contiguous slice, at 1/8 more memory and one small move
-per `candles / 8` appends. Pages of rows that are not used are never touched and cost no memory.
+A series has a thirty-second more slots than candles, at least eight. Candles are written at its end; when it
+is full the newest are moved to its front, so a window is always one contiguous slice, at 1/32 more memory
+and one small move per `candles / 32` appends. Pages of rows that are not used are never touched and cost
+no memory.
 
 Readers in other processes see each change at once. A row's sequence is odd while it is written: read it
 before and after using a window, and retry when it changed or was odd. Aligned 8-byte stores are atomic.
@@ -180,6 +181,11 @@ class CandleStore:
         self._steps = tuple(TIMEFRAME_MS[name] for name in layout.timeframes)
         self._state_at, self._state_words = layout.state_at // 8, layout.state_words
         self._series_at = layout.series_at // 8
+        self._slots = layout.slots
+        self._series_words = _SERIES * layout.slots
+        self._row_words = len(self._steps) * self._series_words
+        self.count_at = {name: 2 + _STATE * i for name, i in self._timeframe.items()}  # in a `state`
+        self.version_at = {name: 3 + _STATE * i for name, i in self._timeframe.items()}
         self._rows: dict[str, int] = {}
         self._generation = -1
         self._views: tuple[Times, Values] | None = None
@@ -455,12 +461,12 @@ class CandleStore:
         """As `window`, in one tuple: open time, open, high, low, close, volume."""
         index = self._timeframe[timeframe]
         state = self._state(row) + 1 + _STATE * index
-        end, held = self._q[state], self._q[state + 1]
+        held = self._q[state + 1]
         if held > count:
             held = count
         times, values = self._views or self._numpy()
-        slots = self._layout.slots
-        to = self._series(row, index) - self._series_at + end
+        slots = self._slots
+        to = row * self._row_words + index * self._series_words + self._q[state]
         at = to - held
         open_ms = times[at:to]
         # written out: a loop over five views takes twice as long, and this runs for every series
@@ -487,7 +493,7 @@ class CandleStore:
         return self._q[self._series(row, index) + end - count] if count else 0
 
     def count(self, row: int, timeframe: str) -> int:
-        return self._q[self._state(row) + 2 + _STATE * self._timeframe[timeframe]]
+        return self._q[self._state(row) + self.count_at[timeframe]]
 
     def rows_since(self, row: int, timeframe: str, since_ms: int, limit: int = 0) -> list[CandleRow]:
         """Closed candles that open at `since_ms` or later, oldest first; at most `limit` when it is set.
@@ -518,7 +524,15 @@ class CandleStore:
 
         Read it while the sequence is even, and use what it vouches for only when the sequence stays.
         """
-        return self._q[self._state(row) + 3 + _STATE * self._timeframe[timeframe]]
+        return self._q[self._state(row) + self.version_at[timeframe]]
+
+    def state(self, row: int) -> list[int]:
+        """What `sequence`, `count` and `version` say, read at once and the sequence first.
+
+        The sequence is at 0, the others at `count_at` and `version_at` of a timeframe.
+        """
+        at = self._state(row)
+        return self._q[at : at + self._state_words].tolist()
 
     def content(self, row: int) -> RawBytes:
         """A copy of all closed candles of the row as raw bytes, to tell two states of it apart.
@@ -563,7 +577,7 @@ class CandleStore:
         return self._layout.forming_at // 8 + (row * len(self._steps) + index) * _SERIES
 
     def _series(self, row: int, index: int) -> int:
-        return self._series_at + (row * len(self._steps) + index) * _SERIES * self._layout.slots
+        return self._series_at + row * self._row_words + index * self._series_words
 
     def _numpy(self) -> "tuple[Times, Values]":
         if self._views is None:
@@ -632,12 +646,13 @@ class CandleStore:
 
 
 def _slots(candles: int) -> int:
-    slots = candles + max(candles // 8, 8)
+    slots = candles + max(candles // 32, 8)
     return -(-slots // 8) * 8  # whole cache lines
 
 
 def _describe(layout: Layout) -> str:
-    return f"{layout.capacity} symbols x {'/'.join(layout.timeframes)} x {layout.candles} candles"
+    series = f"{layout.candles} candles in {layout.slots} slots"
+    return f"{layout.capacity} symbols x {'/'.join(layout.timeframes)} x {series}"
 
 
 def _read_layout(descriptor: int) -> Layout:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from service.errors import SettingsInvalid
-from service.records import TIMEFRAME_MS, PositionSide, Signal
+from service.records import PositionSide, Signal
 
 T = TypeVar("T")
 
@@ -44,20 +44,12 @@ class MarketView:
     The arrays are valid during the call only: a strategy keeps no reference to them.
     """
 
-    __slots__ = ("_read", "_recall", "candle_close_ms", "symbol")
+    __slots__ = ("_read", "candle_close_ms", "symbol")
 
-    def __init__(
-        self,
-        symbol: str,
-        candle_close_ms: int,
-        read: Callable[[str], Candles],
-        recall: Callable[..., Any] | None = None,
-    ) -> None:
-        """Args: recall: as `remember`; None computes each time."""
+    def __init__(self, symbol: str, candle_close_ms: int, read: Callable[[str], Candles]) -> None:
         self.symbol = symbol
         self.candle_close_ms = candle_close_ms  # first millisecond after the newest 5m candle
         self._read = read
-        self._recall = recall
 
     def candles(self, timeframe: str) -> Candles:
         """All closed candles of a timeframe. Raises KeyError for one that is not kept."""
@@ -72,12 +64,8 @@ class MarketView:
         msgspec records); what is larger than MAX_REMEMBERED_BYTES is computed each time.
         Raises: what `compute` raises; nothing is remembered then. StrategyBroke: its result is not such data.
         """
-        result: T
-        if self._recall is not None:
-            result = self._recall(timeframe, compute, *arguments)
-        else:
-            result = compute(self._read(timeframe), *arguments)
-            size_to_remember((arguments, result))
+        result = compute(self.candles(timeframe), *arguments)
+        size_to_remember((arguments, result))
         return result
 
 
@@ -136,17 +124,26 @@ def checked_signal(strategy: str, view: MarketView, draft: object) -> Signal | N
         return None
     if not isinstance(draft, SignalDraft):
         raise StrategyBroke(f"returned {type(draft).__name__} instead of SignalDraft or None")
-    side = draft.position_side
+    side, scores, features = draft.position_side, draft.scores, draft.features
     if not isinstance(side, PositionSide):
         raise StrategyBroke(f"position_side is {_shown(side)}")
-    entry = _number("entry", draft.entry)
-    stop = _number("stop", draft.stop)
-    target = _number("target", draft.target)
-    atr = _number("atr", draft.atr)
-    confidence = _number("confidence", draft.confidence)
-    if min(entry, stop, target) <= 0.0 or atr < 0.0:
+    entry, stop, target, atr, confidence = draft.entry, draft.stop, draft.target, draft.atr, draft.confidence
+    _check_dict("scores", scores)
+    _check_dict("features", features)
+    if type(scores) is type(features) is dict and _plain(
+        (entry, stop, target, atr, confidence, *scores.values(), *features.values())
+    ):
+        scores, features = scores.copy(), features.copy()
+    else:
+        entry = _number("entry", entry)
+        stop = _number("stop", stop)
+        target = _number("target", target)
+        atr = _number("atr", atr)
+        confidence = _number("confidence", confidence)
+        scores, features = _numbers("scores", scores), _numbers("features", features)
+    if entry <= 0.0 or stop <= 0.0 or target <= 0.0 or atr < 0.0:
         raise StrategyBroke(f"entry {entry}, stop {stop}, target {target}, atr {atr} must be positive")
-    sign = side.sign
+    sign = 1 if side is PositionSide.LONG else -1
     if (entry - stop) * sign <= 0.0:
         raise StrategyBroke(f"the stop {stop} of a {side} is on the wrong side of {entry}")
     if (target - entry) * sign <= 0.0:
@@ -164,8 +161,8 @@ def checked_signal(strategy: str, view: MarketView, draft: object) -> Signal | N
         target=target,
         atr=atr,
         confidence=confidence,
-        scores=_numbers("scores", draft.scores),
-        features=_numbers("features", draft.features),
+        scores=scores,
+        features=features,
     )
 
 
@@ -183,18 +180,16 @@ def _number(name: str, value: object) -> float:
     return value
 
 
-def _numbers(name: str, values: object) -> dict[str, float]:
+def _numbers(name: str, values: dict[str, Any]) -> dict[str, float]:
+    return {key: _number(f"{name}[{key!r}]", value) for key, value in values.items()}
+
+
+def _check_dict(name: str, values: object) -> None:
+    """Whether its kind, its size and its keys are allowed; not what its values are."""
     if not isinstance(values, dict):
         raise StrategyBroke(f"{name} is a {type(values).__name__}, not a dict")
     if len(values) > MAX_NAMED_VALUES:
         raise StrategyBroke(f"{name} has {len(values)} entries, at most {MAX_NAMED_VALUES} are kept")
-    _check_names(name, values)
-    if type(values) is dict and _plain(values):
-        return values.copy()
-    return {key: _number(f"{name}[{key!r}]", value) for key, value in values.items()}
-
-
-def _check_names(name: str, values: dict[Any, Any]) -> None:
     try:
         size = len("".join(values).encode())
     except TypeError:
@@ -206,12 +201,12 @@ def _check_names(name: str, values: dict[Any, Any]) -> None:
         raise StrategyBroke(f"the keys of {name} have {size} bytes, at most {MAX_NAMES_BYTES} are kept")
 
 
-def _plain(values: dict[str, Any]) -> bool:
+def _plain(values: tuple[object, ...]) -> bool:
     """Whether all are finite Python floats, as nearly always: asked of all at once.
 
     A sum is finite only when each of its terms is; one that overflows is left to the closer look.
     """
-    return _FLOATS.issuperset(map(type, values.values())) and math.isfinite(sum(values.values()))
+    return _FLOATS.issuperset(map(type, values)) and math.isfinite(sum(values))  # type: ignore[arg-type]
 
 
 def _shown(value: object) -> str:
@@ -236,8 +231,3 @@ def read_options(kind: type[Options], options: dict[str, float]) -> Options:
     except msgspec.ValidationError as error:
         found = next((f", found {v!r}" for k, v in options.items() if f"$.{k}`" in str(error)), "")
         raise SettingsInvalid(f"strategy.options: {error}{found}") from None
-
-
-def candle_close_ms(open_ms: int, timeframe: str) -> int:
-    """First millisecond after the candle that opened then."""
-    return open_ms + TIMEFRAME_MS[timeframe]

@@ -5,6 +5,7 @@ with the same confidence. Fractions of price are therefore fractions of one pric
 founding report leaves room, the choice and its reason stand in docs/strategies.md.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -119,8 +120,8 @@ class IctSmc:
         hour = view.remember("1h", self._read_hour)
         if hour is None or hour.trend == NEUTRAL:
             return None
-        fifteen = view.remember("15m", self._read_course)
-        if fifteen is None or possible_direction(fifteen.averages.trend, fifteen.structure) != hour.trend:
+        fifteen = view.remember("15m", self._read_course, hour.trend)
+        if fifteen is None:
             return None
         o = self.options
         five = view.candles("5m")
@@ -150,11 +151,15 @@ class IctSmc:
     def _read_hour(self, candles: Candles) -> TimeframeReading | None:
         return self._averages(candles, self.options.close_period_1h)
 
-    def _read_course(self, candles: Candles) -> Course | None:
+    def _read_course(self, candles: Candles, trend_1h: int) -> Course | None:
+        """None where no signal along the trend of 1h can follow, whatever 5m says."""
         averages = self._averages(candles, self.options.close_period_15m)
-        if averages is None:
+        if averages is None or averages.trend == -trend_1h:  # before the structure, which costs most
             return None
-        return Course(averages, latest_structure(candles.high, candles.low, self.options.swing_reach))
+        structure = latest_structure(candles.high, candles.low, self.options.swing_reach)
+        if possible_direction(averages.trend, structure) != trend_1h:
+            return None
+        return Course(averages, structure)
 
     def _read_levels(self, candles: Candles, sign: int, atr: float) -> Levels:
         o = self.options
@@ -282,7 +287,9 @@ def possible_direction(trend_15m: int, structure: int) -> int:
     return NEUTRAL if structure == -trend_15m else trend_15m
 
 
-def nearest_block(blocks: list[Zone], price: float, atr: float, sign: int) -> float | None:
+def nearest_block(
+    blocks: Sequence[Zone | BlockCandidate], price: float, atr: float, sign: int
+) -> float | None:
     """Distance from the price to the nearest block, in ATR; None without one.
 
     0 inside the block. A price beyond the block's far side (below a bullish one) is past it: negative.

@@ -215,7 +215,7 @@ async def test_symbols_without_enough_candles_or_with_another_row_are_skipped_wi
 async def test_a_row_being_written_is_skipped_and_analysed_once_it_is_stable(store, monkeypatch):
     place = store.symbols()[0]
     async with analysing(store, workers=0) as (analyzer, _):
-        monkeypatch.setattr(CandleStore, "sequence", lambda self, row: 7)
+        monkeypatch.setattr(CandleStore, "state", lambda self, row: [7] * 10)
         result = await analyzer.analyse([place], NOW_MS, IDLE)
         assert "being written" in result.skipped[place[1]]
         monkeypatch.undo()

@@ -12,7 +12,7 @@ import pytest
 from service.analysis.analyzer import ParallelAnalyzer
 from service.analysis.nursery import spawn_nursery
 from service.analysis.pool import open_pool
-from service.analysis.worker import view_of
+from service.analysis.row_view import RowView
 from service.market.candles import CandleStore
 from service.records import TIMEFRAME_MS, TIMEFRAMES, Load
 from service.settings import AnalysisSettings, StrategySettings
@@ -70,7 +70,7 @@ class Market:
     def signals(self):
         """Of a strategy that remembers nothing, in this process."""
         strategy = IctSmc({})
-        views = [view_of(self.store, row, symbol) for row, symbol in self.store.symbols()]
+        views = [RowView(self.store, row, symbol) for row, symbol in self.store.symbols()]
         found = [checked_signal("ict_smc", view, strategy.analyse(view)) for view in views]
         return [one for one in found if one is not None]
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.analysis import worker
+from service.analysis.row_view import RowView
 from service.analysis.series import MAX_FUNCTIONS, SeriesMemo
-from service.analysis.worker import Task, analyse_batch, forget, view_of
+from service.analysis.worker import Task, analyse_batch, forget
 from service.market.candles import CandleStore
 from service.records import TIMEFRAME_MS, TIMEFRAMES
 from service.settings import StrategySettings
@@ -47,8 +48,8 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def memo(store):
-    return SeriesMemo(store)
+def memo():
+    return SeriesMemo()
 
 
 def newest(candles: Candles) -> float:
@@ -64,13 +65,16 @@ def close_one(store, row, timeframe, rng):
 
 
 def test_a_result_stands_until_its_own_series_changes(store, memo):
-    view = view_of(store, 0, "S0USDT", memo)
-    first = view.remember("15m", newest)
+    first = RowView(store, 0, "S0USDT", memo).remember("15m", newest)
     close_one(store, 0, "5m", random.Random(1))
-    assert view.remember("15m", newest) == first
+    assert RowView(store, 0, "S0USDT", memo).remember("15m", newest) == first
     assert memo.take_counts() == (1, 1)
     close_one(store, 0, "15m", random.Random(1))
-    assert view.remember("15m", newest) == store.rows_since(0, "15m", 0)[-1][4] != first
+    assert (
+        RowView(store, 0, "S0USDT", memo).remember("15m", newest)
+        == store.rows_since(0, "15m", 0)[-1][4]
+        != first
+    )
     assert memo.take_counts() == (0, 1)
     assert memo.take_counts() == (0, 0)
 
@@ -87,17 +91,17 @@ def test_rows_timeframes_functions_and_arguments_are_told_apart(store, memo):
     ]
     for _ in range(2):
         for row, timeframe, compute in asked:
-            view = view_of(store, row, f"S{row}USDT", memo)
+            view = RowView(store, row, f"S{row}USDT", memo)
             assert view.remember(timeframe, compute) == compute(view.candles(timeframe))
     assert memo.take_counts() == (8, 8)
-    view = view_of(store, 0, "S0USDT", memo)
+    view = RowView(store, 0, "S0USDT", memo)
     for field in ("high", "high", "low"):
         assert view.remember("1h", oldest, field) == getattr(view.candles("1h"), field)[0]
     assert memo.take_counts() == (1, 2)
 
 
 def test_a_function_made_anew_in_each_call_is_never_mistaken_for_the_last_one(store, memo):
-    view = view_of(store, 0, "S0USDT", memo)
+    view = RowView(store, 0, "S0USDT", memo)
     for offset in range(50):
         assert (
             view.remember("5m", lambda candles, o=offset: newest(candles) - o)
@@ -108,18 +112,18 @@ def test_a_function_made_anew_in_each_call_is_never_mistaken_for_the_last_one(st
 
 
 def test_a_symbol_that_takes_over_a_row_finds_nothing_of_the_one_before(store, memo):
-    view_of(store, 0, "S0USDT", memo).remember("15m", newest)
+    RowView(store, 0, "S0USDT", memo).remember("15m", newest)
     store.remove_symbol("S0USDT")
     assert store.add_symbol("NEWUSDT") == 0
     for timeframe in TIMEFRAMES:
         store.append(0, timeframe, candles_of(random.Random(9), timeframe, KEPT))
-    view = view_of(store, 0, "NEWUSDT", memo)
+    view = RowView(store, 0, "NEWUSDT", memo)
     assert view.remember("15m", newest) == newest(view.candles("15m"))
     assert memo.take_counts() == (0, 2)
 
 
 def test_an_exception_is_the_callers_and_is_not_remembered(store, memo):
-    view = view_of(store, 0, "S0USDT", memo)
+    view = RowView(store, 0, "S0USDT", memo)
     luck = []
 
     def compute(candles: Candles) -> float:
@@ -152,7 +156,7 @@ class Firm(msgspec.Struct, frozen=True):
 def test_what_may_change_or_is_no_plain_data_is_refused_with_reuse_and_without(
     store, memo, result, remembering
 ):
-    view = view_of(store, 0, "S0USDT", memo if remembering else None)
+    view = RowView(store, 0, "S0USDT", memo if remembering else None)
     with pytest.raises(StrategyBroke, match="not immutable data"):
         view.remember("5m", lambda candles: result)
     with pytest.raises(StrategyBroke, match="not immutable data"):
@@ -161,7 +165,7 @@ def test_what_may_change_or_is_no_plain_data_is_refused_with_reuse_and_without(
 
 @pytest.mark.parametrize("result", [None, 1, 2.5, "x", True, (1.0, ("y", None)), Firm((1.0, 2.0))])
 def test_plain_data_that_cannot_change_is_remembered(store, memo, result):
-    view = view_of(store, 0, "S0USDT", memo)
+    view = RowView(store, 0, "S0USDT", memo)
     compute = lambda candles: result  # noqa: E731
     assert view.remember("5m", compute) is view.remember("5m", compute) is result
     assert memo.take_counts() == (1, 1)
@@ -169,7 +173,7 @@ def test_plain_data_that_cannot_change_is_remembered(store, memo, result):
 
 
 def test_a_result_too_large_to_keep_is_computed_each_time(store, memo):
-    view = view_of(store, 0, "S0USDT", memo)
+    view = RowView(store, 0, "S0USDT", memo)
     for size, counts in ((MAX_REMEMBERED_BYTES - 64, (1, 1)), (MAX_REMEMBERED_BYTES, (0, 2))):
         large = "x" * size
         compute = lambda candles, large=large: large  # noqa: E731
@@ -256,14 +260,14 @@ def test_the_founding_strategy_says_the_same_bytes_with_reuse_and_without(tmp_pa
         row = store.add_symbol(f"S{number}USDT")
         for timeframe in TIMEFRAMES:
             store.append(row, timeframe, candles_of(rng, timeframe, KEPT))
-    memo, kept, fresh = SeriesMemo(store), IctSmc({}), IctSmc({})
+    memo, kept, fresh = SeriesMemo(), IctSmc({}), IctSmc({})
     try:
         for change in [None, *changes]:
             if change is not None:
                 apply(store, rng, *change)
             for row, symbol in store.symbols():
-                view = view_of(store, row, symbol, memo)
-                plain = view_of(store, row, symbol)
+                view = RowView(store, row, symbol, memo)
+                plain = RowView(store, row, symbol)
                 assert msgspec.json.encode(
                     checked_signal("x", view, kept.analyse(view))
                 ) == msgspec.json.encode(checked_signal("x", plain, fresh.analyse(plain)))

@@ -1,7 +1,6 @@
 """The founding strategy."""
 
 import itertools
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,34 +84,31 @@ def test_a_mirrored_market_gives_the_mirrored_signal_with_equal_confidence(seed,
     assert_mirrored(strategy.analyse(view_of(series)), strategy.analyse(view_of(mirror(series))))
 
 
-class Versions:
-    """Stands for the candle store: the version of each series, by timeframe."""
+class RememberingView(MarketView):
+    """A view of series with these versions, by timeframe, and what is remembered of them."""
 
-    def __init__(self):
-        self.of = dict.fromkeys(("5m", "15m", "1h"), 1)
+    def __init__(self, series, versions, memo):
+        super().__init__("TESTUSDT", CLOSE_MS, series.__getitem__)
+        self.versions, self.memo = versions, memo
 
-    def version(self, row, timeframe):
-        return self.of[timeframe]
+    def remember(self, timeframe, compute, *arguments):
+        return self.memo.recall(0, self.versions[timeframe], self.candles, timeframe, compute, arguments)
 
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), drift=st.sampled_from([-0.3, 0.0, 0.3]), step=st.integers(-20, 20))
 def test_a_mirrored_market_gives_the_mirrored_signal_also_when_15m_and_1h_are_remembered(seed, drift, step):
-    series, strategy, versions = random_market(seed, drift), IctSmc({}), Versions()
-    memo = SeriesMemo(versions)
-
-    def remembering(series):
-        return MarketView("TESTUSDT", CLOSE_MS, (read := series.__getitem__), partial(memo.recall, 0, read))
-
-    strategy.analyse(remembering(series))
+    series, strategy, memo = random_market(seed, drift), IctSmc({}), SeriesMemo()
+    versions = dict.fromkeys(series, 1)
+    strategy.analyse(RememberingView(series, versions, memo))
     five = series["5m"]
     price = five.close[-1] + step * GRID * 2**16
     newest = (five.open_ms[-1] + 300_000, five.close[-1], max(price, five.close[-1]) + 1.0)
     newest = (*newest, min(price, five.close[-1]) - 1.0, price, 100.0)
     moved = Candles(*(np.append(values[1:], value) for values, value in zip(five, newest, strict=True)))
     later = {**series, "5m": moved}
-    versions.of["5m"] += 1
-    draft = strategy.analyse(remembering(later))
+    versions["5m"] += 1
+    draft = strategy.analyse(RememberingView(later, versions, memo))
     assert draft == IctSmc({}).analyse(view_of(later))
     assert_mirrored(draft, IctSmc({}).analyse(view_of(mirror(later))))
     assert memo.take_counts()[0] >= 1
