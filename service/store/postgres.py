@@ -33,9 +33,10 @@ Result = TypeVar("Result")
 
 FENCE = "select 1 from lease where name = 'perpd' and epoch = $1 for key share"
 PUT_ORDER = """
-insert into orders values ($1, $2, $3, $4, $5, $6, $7)
+insert into orders values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (client_order_id) do update set
-venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload"""
+venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload,
+matched_order_id = excluded.matched_order_id"""
 PUT_POSITION = """
 insert into positions values ($1, $2, $3, $4, $5)
 on conflict (position_id) do update set
@@ -335,8 +336,8 @@ async def _put_outbox(db: Connection, *records: Record) -> None:
 
 
 async def _put_order(db: Connection, order: Order) -> None:
-    *columns, payload = rows.order_row(order)
-    await db.execute(PUT_ORDER, *columns, payload.decode())
+    *columns, payload, matched = rows.order_row(order)
+    await db.execute(PUT_ORDER, *columns, payload.decode(), matched)
     await _put_outbox(db, order)
 
 

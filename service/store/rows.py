@@ -38,7 +38,7 @@ to_position = msgspec.json.Decoder(Position).decode
 to_shadow = msgspec.json.Decoder(ShadowPosition).decode
 to_model = msgspec.json.Decoder(ModelEntry).decode
 
-OrderRow = tuple[str, str, bool, str, str, bool, bytes]
+OrderRow = tuple[str, str, bool, str, str, bool, bytes, str | None]
 FillRow = tuple[str, str, str, int, bytes]
 PositionRow = tuple[str, str, bool, int, bytes]
 ShadowRow = tuple[str, int, bytes]
@@ -54,6 +54,7 @@ _of_stream: dict[str, msgspec.json.Decoder[Order | Fill | Position | Adjustment 
 
 
 def order_row(order: Order) -> OrderRow:
+    matched = order.became_order_id if order.type.conditional else order.venue_order_id
     return (
         order.client_order_id,
         order.venue_order_id,
@@ -62,6 +63,7 @@ def order_row(order: Order) -> OrderRow:
         order.position_id,
         order.status.final,
         encode(order),
+        matched or None,
     )
 
 

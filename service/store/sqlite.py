@@ -353,9 +353,10 @@ def _put_outbox(db: sqlite3.Connection, *records: Record) -> None:
 
 def _put_order(db: sqlite3.Connection, order: Order) -> None:
     db.execute(
-        """insert into orders values (?, ?, ?, ?, ?, ?, ?)
+        """insert into orders values (?, ?, ?, ?, ?, ?, ?, ?)
            on conflict (client_order_id) do update set
-           venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload""",
+           venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload,
+           matched_order_id = excluded.matched_order_id""",
         rows.order_row(order),
     )
     _put_outbox(db, order)

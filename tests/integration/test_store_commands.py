@@ -22,7 +22,8 @@ from service.settings import Loaded, load
 from service.store.backup import reading
 from service.store.command import _fill, _place, _replace
 from service.store.opening import STATE_FILE, open_links, open_state
-from service.store.schema import SQLITE, TABLES
+from service.store.postgres import migrate
+from service.store.schema import POSTGRES, SQLITE, TABLES
 from service.store.sqlite import connect
 from service.store.tables import BATCH_ROWS, SqliteTables, copy, digest
 from tests.market_seeds import MARKET_SEEDS
@@ -295,6 +296,38 @@ async def test_a_long_digest_lets_the_lease_be_renewed_meanwhile(tmp_path):
             task.cancel()
 
 
+async def keep_a_value_in_schema_before_the_last(loaded: Loaded, monkeypatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("service.store.sqlite.SQLITE", SQLITE[:-1])
+        older.setattr(migrate, "__defaults__", (POSTGRES[:-1],))
+        with data_directory(loaded.settings) as directory:
+            async with open_state(loaded, directory) as state:
+                await state.store.set_value("text", TEXT)
+
+
+async def test_a_backup_before_an_upgrade_stays_of_its_schema_and_is_counted(tmp_path, monkeypatch):
+    command = Command(tmp_path)
+    await keep_a_value_in_schema_before_the_last(command.loaded(), monkeypatch)
+    code, kept = await asyncio.to_thread(command, "backup", "--out", "b.sqlite3")
+    assert (code, set(hashes(kept["tables"]))) == (0, set(TABLES))
+    assert hashes(kept["tables"])["settings"][0] == 1
+    for file in (command.data / STATE_FILE, tmp_path / "b.sqlite3"):
+        with closing(sqlite3.connect(file)) as db:
+            assert db.execute("pragma user_version").fetchone() == (len(SQLITE) - 1,)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "b.sqlite3"}
+
+
+async def test_a_database_that_is_not_migrated_yet_is_no_backup_of_this_perpd(
+    postgres, tmp_path, monkeypatch
+):
+    command = Command(tmp_path, postgres.url)
+    await keep_a_value_in_schema_before_the_last(command.loaded(database=True), monkeypatch)
+    code, refusal = await asyncio.to_thread(command, "backup", "--out", "b.sqlite3", database=True)
+    assert code == 73
+    assert f"has schema {len(POSTGRES) - 1}, this perpd backs up schema {len(POSTGRES)}" in refusal["message"]
+    assert not (tmp_path / "b.sqlite3").exists()
+
+
 class SmallDisk:
     """A tmpfs of 2 MB; where mounting is not permitted, a limit on how far into a file may be written."""
 
@@ -346,11 +379,12 @@ async def test_a_disk_full_in_the_middle_of_a_migration_undoes_it_and_room_compl
     copying = ("create table copied (name text, value text)", "insert into copied select * from settings")
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
     small_disk.fill()
-    with pytest.raises(DataDirectoryUnusable, match="migration to schema 4 failed and was undone"):
+    failed = f"migration to schema {len(SQLITE) + 1} failed and was undone"
+    with pytest.raises(DataDirectoryUnusable, match=failed):
         async with open_state(loaded, small_disk.path):
             pass
     with closing(sqlite3.connect(small_disk.path / STATE_FILE)) as db:
-        assert db.execute("pragma user_version").fetchone() == (3,)
+        assert db.execute("pragma user_version").fetchone() == (len(SQLITE),)
         assert db.execute("select count(*) from sqlite_master where name = 'copied'").fetchone() == (0,)
     small_disk.make_room()
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
