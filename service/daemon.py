@@ -414,6 +414,7 @@ class OpenDaemon:
             instrument_of=instruments.get,
             halted=lambda: kill.words,
             order_window=settings.kill.order_window,
+            cooldown_minutes=settings.risk.cooldown_minutes,
         )
         equity.reconciliation = executor
         reconciler = Reconciler(
@@ -685,6 +686,7 @@ class OpenDaemon:
             accepted=report.accepted,
             refused=report.refused,
             positions=len(executor.positions()),
+            cooling=len(executor.cooling()),
             shadows=self.parts.shadows.open_count,
             shadows_closed=self.parts.shadows.closed_count,
             equity=float(round(account.equity, 2)) if account else None,
@@ -746,6 +748,7 @@ class OpenDaemon:
             "fills": totals.get("trading.fills", 0),
             "positions_open": len(executor.positions()),
             "positions_closed": totals.get("trading.positions_closed", 0),
+            "symbols_cooling": len(executor.cooling()),
             "shadow_open": self.parts.shadows.open_count,
             "shadow_closed": self.parts.shadows.closed_count,
             "equity": account.ledger_equity if account else None,

@@ -61,7 +61,12 @@ def settings_of_simulation() -> Settings:
         analysis=AnalysisSettings(workers=0, collect_after_batch=False),
         trading=TradingSettings(trail_r=1.0),
         strategy=StrategySettings(name=f"{strategy.__file__}:Restless"),
-        risk=RiskSettings(history_trades=MANY, caution_losses=MANY, caution_day_loss_fraction=0.15),
+        risk=RiskSettings(
+            history_trades=MANY,
+            caution_losses=MANY,
+            caution_day_loss_fraction=0.15,
+            cooldown_minutes=10.0,  # two candles: many begin and end in an hour, and trading goes on
+        ),
     )
 
 

@@ -95,6 +95,7 @@ SQLITE: tuple[tuple[str, ...], ...] = (
             set matched_order_id = nullif(json_extract(cast(payload as text), '$.became_order_id'), '')
             where conditional = 1""",
     ),
+    ("create table cooldowns (symbol text primary key, until_ms integer not null) without rowid",),
 )
 
 POSTGRES: tuple[tuple[str, ...], ...] = (
@@ -176,6 +177,7 @@ POSTGRES: tuple[tuple[str, ...], ...] = (
             )""",
         "create unique index orders_matched on orders (symbol, matched_order_id)",
     ),
+    ("create table cooldowns (symbol text primary key, until_ms bigint not null)",),
 )
 
 # Made before anything else, since a schema may be changed by the holder of the lease only. That the epoch is
@@ -224,6 +226,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "totals": (("name", "text"), ("amount", "decimal")),
     "holdings": (("symbol", "text"), ("quantity", "decimal"), ("cost", "decimal")),
     "bans": (("host", "text"), ("until_ms", "integer")),
+    "cooldowns": (("symbol", "text"), ("until_ms", "integer")),
     "outbox": (("name", "text"), ("stream", "text"), ("payload", "text")),
     "models": (("name", "text"), ("created_ms", "integer"), ("role", "text"), ("payload", "json")),
 }

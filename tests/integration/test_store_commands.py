@@ -16,7 +16,7 @@ import pytest
 
 from service.directory import data_directory
 from service.errors import DataDirectoryUnusable, LeaseLost, StateDamaged
-from service.records import Fill, ShadowPosition, Side
+from service.records import Fill, Position, ShadowPosition, Side
 from service.records import PositionSide as Direction
 from service.settings import Loaded, load
 from service.store.backup import reading
@@ -30,6 +30,23 @@ from tests.market_seeds import MARKET_SEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = 'line\n\t"quoted" \\ 币'
+
+
+STOPPED = Position(
+    position_id="stopped",
+    signal_id="s",
+    symbol="币安人生USDT",
+    position_side=Direction.LONG,
+    quantity=Decimal(0),
+    entry_price=Decimal(100),
+    stop=Decimal(99),
+    target=Decimal(102),
+    leverage=3,
+    margin=Decimal(33),
+    opened_ms=1,
+    closed_ms=2,
+    close_reason="stop",
+)
 
 
 class Command:
@@ -105,6 +122,7 @@ async def fill_books(loaded: Loaded, rows: int = 30) -> None:
             await state.store.save_shadows([lower, shadow])
             await state.store.set_value("text", TEXT)
             await state.store.save_ban("h", 5)
+            await state.store.save_position(STOPPED, cooldown_until_ms=7)
 
 
 def hashes(tables: list[Any]) -> dict[str, tuple[int, str]]:
@@ -123,11 +141,13 @@ async def test_a_copy_to_postgresql_and_back_has_equal_hashes(postgres, tmp_path
     assert hashes(first) == hashes(last)
     assert hashes(first)["fills"][0] == 30
     assert hashes(first)["holdings"][0] == 2
+    assert hashes(first)["cooldowns"][0] == 1
 
     # the daemon's own reader agrees, and a filled target is never written over
     async with open_state(command.loaded(database=True), tmp_path) as state:
         assert (await state.store.ledger_totals())["fees"] == Decimal("3E-7")
         assert await state.store.get_value("text") == TEXT
+        assert await state.store.cooldowns() == {STOPPED.symbol: 7}
     code, refusal = await asyncio.to_thread(command, "copy", "--to", postgres.url)
     assert code == 73
     assert "holds rows already in fills" in refusal["message"]

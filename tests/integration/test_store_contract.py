@@ -397,6 +397,31 @@ async def test_bans_survive_a_restart_and_are_forgotten_once_over(books):
         assert await store.bans() == {}
 
 
+async def test_a_cooldown_is_kept_with_the_end_that_began_it_or_not_at_all(books):
+    closed = changed(POSITION, closed_ms=7, close_reason="stop")
+    amounts = {name: Decimal(0) for name in ("realised_pnl", "fee", "quantity", "cost")}
+    async with books.open() as store:
+        bad = changed(closed, entry_price="no decimal")
+        with pytest.raises(TypeError):
+            await store.save_fill(FILL, **amounts, position=bad, cooldown_until_ms=3_000)
+        assert await store.cooldowns() == {}
+        assert await store.save_fill(FILL, **amounts, position=closed, cooldown_until_ms=3_000)
+        assert not await store.save_fill(FILL, **amounts, position=closed, cooldown_until_ms=9_000)
+        assert await store.cooldowns() == {"AUSDT": 3_000}
+
+
+async def test_cooldowns_survive_a_restart_never_get_shorter_and_are_forgotten_once_over(books):
+    async with books.open() as store:
+        await store.save_position(POSITION, cooldown_until_ms=3_000)
+        await store.save_position(POSITION, cooldown_until_ms=2_000)
+        await store.save_position(POSITION)
+    async with books.open() as store:
+        assert await store.cooldowns() == {"AUSDT": 3_000}
+        assert await store.prune(2_500) == 0
+        assert await store.prune(3_500) == 1
+        assert await store.cooldowns() == {}
+
+
 async def test_a_new_champion_retires_the_one_before(books):
     def model(name: str, created_ms: int, role: ModelRole) -> ModelEntry:
         return ModelEntry(

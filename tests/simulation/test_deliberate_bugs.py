@@ -14,6 +14,7 @@ from service.simulation.run import Simulation, run_seed
 from service.simulation.wire import Wire
 from service.simulation.world import VirtualClock
 from service.store.sqlite import SqliteStore, _put_position
+from service.trading.cooldowns import Cooldowns
 from service.trading.protecting import Protector
 
 SEEDS = 200
@@ -78,6 +79,11 @@ def test_sending_before_the_id_is_durable_is_found(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(SqliteStore, "save_intent", save_position_only)
     assert found("before it was written down")
+
+
+def test_forgetting_cooldowns_at_a_restart_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Cooldowns, "restore", lambda self, kept, now_ms: None)
+    assert found("within its symbol's cooldown")
 
 
 class TwoInstances(Simulation):
