@@ -23,7 +23,7 @@ from service.exchange.embedded import SIM_KEY, SIM_SECRET
 from service.exchange.gate import Gate
 from service.exchange.venue import Venue
 from service.learning.feature_cache import FeatureCache
-from service.market.candles import FILE_NAME, CandleStore
+from service.market.candles import CandleStore
 from service.monitor.collection import Collector
 from service.monitor.explained import HeapMarks
 from service.monitor.performance import PerformanceMonitor
@@ -98,14 +98,11 @@ class SimulatedDaemon(OpenDaemon):
     """The daemon without what watches the machine."""
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
-        self.stop = stop
         self.collector = Untouched(self.monitor, limit_ms=1.0)
+        await super().trade(summary, stop, started)
+
+    async def _analysing(self, candles: CandleStore, summary: RunSummary, started: asyncio.Event) -> None:
         settings = self.settings
-        candles = CandleStore.open(
-            self.directory / FILE_NAME,
-            symbols_capacity=settings.market.symbols + settings.trading.max_positions,
-            candles=settings.market.candles,
-        )
         analyzer = ParallelAnalyzer(
             self.pool,
             candles.path,
@@ -118,7 +115,6 @@ class SimulatedDaemon(OpenDaemon):
             await self._trade_on(candles, analyzer, summary, started)
         finally:
             analyzer.close()
-            candles.close()
 
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:
