@@ -206,7 +206,7 @@ class StateStore(Protocol):
 
     async def unarchived(self, stream: str) -> list[Record]:
         """Records of a stream that are kept here and were not called `archived` since: fills, adjustments,
-        ended orders, closed positions and closed shadows (`shadow_outcomes`)."""
+        states of orders, closed positions and closed shadows (`shadow_outcomes`). In no order of time."""
         ...
 
     async def archived(self, records: Sequence[tuple[str, Record]]) -> None:

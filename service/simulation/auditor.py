@@ -345,6 +345,10 @@ class Auditor(Watcher):
         process = self._simulation.process
         if process is None or self._world.now_s - process.started_s < QUIET_FOR_S:
             return
+        told = {order for order in records.get("orders", []) if isinstance(order, Order)}
+        untold = [order for order in self._simulation.disk.order_states() if order not in told]
+        if untold:
+            self.violate(f"the archive lacks a state of an order: {untold[0]}")
         if missing := sorted(decided - archived):
             self.violate(f"the archive lacks a decision: {missing[:3]}")
         if set(signals) != archived:

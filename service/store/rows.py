@@ -77,7 +77,10 @@ def position_row(position: Position) -> PositionRow:
 
 
 def outbox_row(stream: str, record: Record) -> OutboxRow:
-    """What the archive has still to get; a newer state of the same thing replaces an older one."""
+    """What the archive has still to get; a newer state of the same thing replaces an older one.
+
+    Each state of an order on its way is a thing of its own: they tell how it came to its end.
+    """
     names = {
         Order: ("client_order_id",),
         Fill: ("symbol", "trade_id"),
@@ -86,18 +89,20 @@ def outbox_row(stream: str, record: Record) -> OutboxRow:
         ShadowPosition: ("position_id",),
     }[type(record)]
     name = ":".join((stream, *(getattr(record, name) for name in names)))
+    if isinstance(record, Order) and not record.status.final:
+        name += f":{record.updated_ms:014d}:{record.status}:{record.filled_quantity}"
     return name, stream, encode(record).decode()
 
 
 def outbox_rows(records: Sequence[Record]) -> list[OutboxRow]:
-    """Rows of those of the records that are complete: the archive gets these for sure."""
+    """Rows of those of the records that the archive gets for sure."""
     found = []
     for record in records:
         if isinstance(record, Fill):
             found.append(outbox_row("fills", record))
         elif isinstance(record, Adjustment):
             found.append(outbox_row("adjustments", record))
-        elif isinstance(record, Order) and record.status.final:
+        elif isinstance(record, Order):
             found.append(outbox_row("orders", record))
         elif isinstance(record, Position) and record.closed_ms and record.entry_price:
             found.append(outbox_row("positions", record))

@@ -372,7 +372,11 @@ async def test_what_is_booked_or_ended_is_kept_for_the_archive_until_it_has_it(b
     kept = {"fills": FILL, "positions": closed, "orders": ended, "adjustments": funding}
     async with books.open() as store:
         await store.save_intent(POSITION, ORDER)
-        assert [await store.unarchived(stream) for stream in kept] == [[]] * 4
+        assert {stream: await store.unarchived(stream) for stream in kept} == {
+            **{stream: [] for stream in kept},
+            "orders": [ORDER],
+        }
+        await store.archived([("orders", ORDER)])
         await store.save_order(ended)
         await store.save_fill(FILL, **amounts, position=closed)
         await store.save_adjustment(funding)
@@ -383,6 +387,23 @@ async def test_what_is_booked_or_ended_is_kept_for_the_archive_until_it_has_it(b
         await store.archived(list(kept.items()))
         assert not await store.save_fill(FILL, **amounts)
         assert [await store.unarchived(stream) for stream in kept] == [[]] * 4
+
+
+async def test_each_state_of_an_order_is_kept_for_the_archive_until_it_has_that_one(books):
+    opened = changed(ORDER, status=OrderStatus.OPEN, venue_order_id="7", updated_ms=2)
+    partly = changed(opened, status=OrderStatus.PARTLY_FILLED, filled_quantity=Decimal(1))
+    more = changed(partly, filled_quantity=Decimal(2))
+    ended = changed(more, status=OrderStatus.FILLED, filled_quantity=Decimal("2.50"))
+    told = [ORDER, opened, partly, more, ended]
+    async with books.open() as store:
+        for state in told:
+            await store.save_order(state)
+            await store.save_order(state)
+    async with books.open() as store:
+        left = await store.unarchived("orders")
+        assert sorted(map(str, left)) == sorted(map(str, told))
+        await store.archived([("orders", opened), ("orders", ended)])
+        assert sorted(map(str, await store.unarchived("orders"))) == sorted(map(str, [ORDER, partly, more]))
 
 
 async def test_bans_survive_a_restart_and_are_forgotten_once_over(books):
