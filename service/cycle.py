@@ -145,6 +145,7 @@ async def _decide_all(
         open_positions=len(parts.executor.positions()) + len(parts.executor.pending_positions()),
         held_symbols=parts.executor.held_symbols(),
         stale_symbols=frozenset(stale),
+        cooling=parts.executor.cooling(),
         entries_off=parts.entries_off(),
         halt=parts.halt(),
     )

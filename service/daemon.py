@@ -41,6 +41,7 @@ from service.learning.feature_cache import FeatureCache
 from service.learning.slot_file import FILE_NAME as SLOT_FILE_NAME
 from service.learning.slot_file import SlotFile
 from service.logs import RUN_SUMMARY, configure, log_failure, set_level
+from service.market.candle_file import opened_candles
 from service.market.candles import FILE_NAME, CandleFileInvalid, CandleStore
 from service.market.feed import CandleFeed
 from service.market.funding import FundingHistory
@@ -328,11 +329,16 @@ class OpenDaemon:
         """Open the market and the books, then run cycles until the stop, then settle."""
         self.stop = stop
         settings = self.settings
-        candles = CandleStore.open(
+        async with opened_candles(
             self.directory / FILE_NAME,
+            self.store,
             symbols_capacity=_rows(settings),
             candles=settings.market.candles,
-        )
+        ) as candles:
+            await self._analysing(candles, summary, started)
+
+    async def _analysing(self, candles: CandleStore, summary: RunSummary, started: asyncio.Event) -> None:
+        settings = self.settings
         analyzer = ParallelAnalyzer(
             self.pool, candles.path, settings.analysis, settings.strategy, self.monitor, self.cache
         )
@@ -360,7 +366,6 @@ class OpenDaemon:
         finally:
             await self.cache.close()
             analyzer.close()
-            candles.close()
 
     async def _kill(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """The kill switch by hand, from the control socket or the web. Raises BadQuestion."""
@@ -414,6 +419,7 @@ class OpenDaemon:
             instrument_of=instruments.get,
             halted=lambda: kill.words,
             order_window=settings.kill.order_window,
+            cooldown_minutes=settings.risk.cooldown_minutes,
         )
         equity.reconciliation = executor
         reconciler = Reconciler(
@@ -685,6 +691,7 @@ class OpenDaemon:
             accepted=report.accepted,
             refused=report.refused,
             positions=len(executor.positions()),
+            cooling=len(executor.cooling()),
             shadows=self.parts.shadows.open_count,
             shadows_closed=self.parts.shadows.closed_count,
             equity=float(round(account.equity, 2)) if account else None,
@@ -746,6 +753,7 @@ class OpenDaemon:
             "fills": totals.get("trading.fills", 0),
             "positions_open": len(executor.positions()),
             "positions_closed": totals.get("trading.positions_closed", 0),
+            "symbols_cooling": len(executor.cooling()),
             "shadow_open": self.parts.shadows.open_count,
             "shadow_closed": self.parts.shadows.closed_count,
             "equity": account.ledger_equity if account else None,

@@ -21,6 +21,10 @@ def trading_gauges(parts: Parts, kill: KillSwitch | None, lease: Lease, shed: in
     gauges = {
         "perpd_positions_open": ("Positions open", float(len(executor.positions()))),
         "perpd_shadow_positions_open": ("Shadow positions open", float(parts.shadows.open_count)),
+        "perpd_symbols_cooling": (
+            "Symbols on which nothing is opened for a while after a stop",
+            float(len(executor.cooling())),
+        ),
         "perpd_unprotected_seconds": ("Longest time a position now lacks its stop", unprotected),
         "perpd_symbols_shed": ("Symbols the last cycle did not reach before its deadline", float(shed)),
         "perpd_event_queue_depth": ("Private stream events waiting", float(executor.queue_depth)),

@@ -162,9 +162,11 @@ class StateStore(Protocol):
         quantity: Decimal,
         cost: Decimal,
         position: Position | None = None,
+        cooldown_until_ms: int = 0,
     ) -> bool:
         """Book a fill with all it moves: totals, the symbol's holding after it, our position after it.
 
+        The cooldown is that of the position's symbol, 0 for none; it never ends one that lasts longer.
         True when the fill is new; the venue's (symbol, trade_id) is booked once for ever.
         """
         ...
@@ -174,7 +176,10 @@ class StateStore(Protocol):
         """A position that is meant to be, and the order that shall open it."""
         ...
 
-    async def save_position(self, position: Position) -> None: ...
+    async def save_position(self, position: Position, *, cooldown_until_ms: int = 0) -> None:
+        """Add or replace, with the cooldown that begins with it, as in `save_fill`."""
+        ...
+
     async def position(self, position_id: str) -> Position | None: ...
     async def open_positions(self) -> list[Position]: ...
     async def closed_positions(self, limit: int) -> list[Position]:
@@ -201,7 +206,7 @@ class StateStore(Protocol):
 
     async def unarchived(self, stream: str) -> list[Record]:
         """Records of a stream that are kept here and were not called `archived` since: fills, adjustments,
-        ended orders, closed positions and closed shadows (`shadow_outcomes`)."""
+        states of orders, closed positions and closed shadows (`shadow_outcomes`). In no order of time."""
         ...
 
     async def archived(self, records: Sequence[tuple[str, Record]]) -> None:
@@ -215,6 +220,10 @@ class StateStore(Protocol):
         ...
 
     async def save_ban(self, host: str, until_ms: int) -> None: ...
+    async def cooldowns(self) -> dict[str, int]:
+        """Symbol to venue time (ms) until which nothing is opened on it; some are over."""
+        ...
+
     async def models(self) -> list[ModelEntry]:
         """The model registry, newest first."""
         ...

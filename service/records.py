@@ -127,6 +127,7 @@ class RefusalReason(StrEnum):
     NOT_IN_TOP = "not_in_top"  # ranked below the traded top of the cycle
     MAX_POSITIONS = "max_positions"
     SYMBOL_HELD = "symbol_held"
+    COOLDOWN = "cooldown"  # the symbol's last position ended at its stop a short while ago
     STALE_DATA = "stale_data"
     BALANCE_UNKNOWN = "balance_unknown"
     NEGATIVE_EXPECTANCY = "negative_expectancy"

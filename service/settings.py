@@ -147,6 +147,7 @@ class RiskSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     day_loss_fraction: Fraction = 0.15
     breaker_drawdown_fraction: Fraction = 0.20
     final_drawdown_fraction: Fraction = 0.30
+    cooldown_minutes: Annotated[float, Meta(ge=0.0, le=43_200.0)] = 60.0
 
 
 KillLevelName = Literal["no_entries", "reduce_only", "flatten"]

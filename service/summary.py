@@ -26,6 +26,7 @@ class RunSummary:
             "fills": 0,
             "positions_open": 0,
             "positions_closed": 0,
+            "symbols_cooling": 0,
             "shadow_open": 0,
             "shadow_closed": 0,
             "equity": None,

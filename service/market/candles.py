@@ -4,7 +4,8 @@ The daemon writes through `memoryview` and never needs numpy; readers get numpy 
 A symbol owns a row; a row holds, per timeframe, six series of 8-byte values: open time (int64, ms) and
 open, high, low, close, volume (float64). Layout, every part on an 8-byte boundary:
 
-    header     4096 bytes: magic, version, sizes, timeframes, CRC-32; then clean mark, generation, boot id
+    header     4096 bytes: magic, version, sizes, timeframes, CRC-32; then clean mark, generation, boot id,
+               and a random mark that tells this file from any other
     symbols    [row] 64 bytes: length, UTF-8 name, CRC-32
     state      [row] sequence, then [timeframe] (end slot, count, version), int64
     forming    [row][timeframe][6]
@@ -27,6 +28,7 @@ import mmap
 import os
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -35,7 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from service.errors import DataDirectoryUnusable, PerpdError
 from service.ports import CandleRow
-from service.records import TIMEFRAME_MS, TIMEFRAMES
+from service.records import TIMEFRAME_MS, TIMEFRAMES, Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +58,7 @@ _TIMEFRAME_BYTES = 8
 _CLEAN_WORD = 256 // 8  # 1 after an orderly close, 0 while a daemon has the file
 _GENERATION_WORD = 264 // 8  # grows with each change of the symbol table
 _BOOT_AT, _BOOT_BYTES = 272, 64
+_MARK_AT, _MARK_BYTES = 336, 32
 _SYMBOL_BYTES, _NAME_BYTES = 64, 58
 _SERIES = 1 + len(FIELDS)
 _STATE = 3  # words of a series' state: end slot, count, version
@@ -152,6 +155,47 @@ class Layout(NamedTuple):
         )
 
 
+class Header(Record, frozen=True, kw_only=True):
+    """What tells a candle file from any other, and a moment of its life from an earlier one."""
+
+    mark: str  # given when the file was made
+    capacity: int  # rows
+    candles: int  # per series
+    timeframes: tuple[str, ...]
+    generation: int  # grows with each opening and each change of the symbol table
+    boot: str  # id of the boot in which it was last opened for writing
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of a file that nobody has opened; None where there is none. Raises CandleFileInvalid."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CandleFileInvalid(f"{path}: {error.strerror or error}") from error
+    layout = Layout.decode(raw)
+    if len(raw) < _HEADER_BYTES:
+        raise CandleFileInvalid("the header is cut short")
+    return _header(layout, memoryview(raw))
+
+
+def _header(layout: Layout, header: memoryview) -> Header:
+    def text(at: int, size: int) -> str:
+        return bytes(header[at : at + size]).rstrip(b"\0").decode("ascii", "replace")
+
+    at = _GENERATION_WORD * 8
+    return Header(
+        mark=text(_MARK_AT, _MARK_BYTES),
+        capacity=layout.capacity,
+        candles=layout.candles,
+        timeframes=layout.timeframes,
+        generation=int.from_bytes(header[at : at + 8], sys.byteorder, signed=True),
+        boot=text(_BOOT_AT, _BOOT_BYTES),
+    )
+
+
 def candle_problem(row: CandleRow, step_ms: int) -> str:
     """What is wrong with a candle, in words; "" for a sound one. `step_ms` is its timeframe's length."""
     open_ms, open_, high, low, close, volume = row
@@ -200,18 +244,22 @@ class CandleStore:
         symbols_capacity: int,
         candles: int,
         timeframes: tuple[str, ...] = TIMEFRAMES,
+        doubt: str = "",
     ) -> "CandleStore":
         """Create the file or reopen it for writing, with room for at least `symbols_capacity` symbols.
 
         A damaged file or one of another layout is renamed to `<name>.bad-N` (the newest three are kept)
         and an empty one takes its place. Rows that a killed daemon was writing are emptied, all rows
         are when the machine went down with the file open.
+        Args: doubt: why a file that is there is not to be believed, or "".
         Raises: DataDirectoryUnusable: the file cannot be written, or the disk has no room for it.
         """
         wanted = Layout(symbols_capacity, candles, _slots(candles), tuple(timeframes))
         try:
             if path.exists():
                 try:
+                    if doubt:
+                        raise CandleFileInvalid(doubt)
                     return cls._reopen(path, wanted)
                 except CandleFileInvalid as error:
                     aside = _set_aside(path)
@@ -268,6 +316,10 @@ class CandleStore:
     def candles(self) -> int:
         """How many closed candles a series keeps."""
         return self._layout.candles
+
+    @property
+    def header(self) -> Header:
+        return _header(self._layout, self._bytes[:_HEADER_BYTES])
 
     @property
     def capacity(self) -> int:
@@ -598,13 +650,15 @@ class CandleStore:
         Pages outlive a killed process, not a fallen machine: without an orderly close in this boot or
         an earlier one, any page may be older than its neighbours, so all candles are fetched again.
         """
-        boot = _boot_id()
+        boot = boot_id().encode()
         written_in = bytes(self._bytes[_BOOT_AT : _BOOT_AT + _BOOT_BYTES]).rstrip(b"\0")
         trusted = bool(self._q[_CLEAN_WORD]) or (boot != b"" and written_in == boot)
         seen: set[str] = set()
         for row in range(self.capacity):
             self._recover_row(row, seen, trusted=trusted)
         self._bytes[_BOOT_AT : _BOOT_AT + _BOOT_BYTES] = boot.ljust(_BOOT_BYTES, b"\0")
+        if not self._bytes[_MARK_AT]:  # new, or made before files had one
+            self._bytes[_MARK_AT : _MARK_AT + _MARK_BYTES] = os.urandom(_MARK_BYTES // 2).hex().encode()
         self._q[_CLEAN_WORD] = 0
         self._q[_GENERATION_WORD] += 1
 
@@ -694,11 +748,12 @@ def _set_aside(path: Path) -> Path:
     return target
 
 
-def _boot_id() -> bytes:
+def boot_id() -> str:
+    """Of this boot of this machine; "" where the system has none."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()[:_BOOT_BYTES]
-    except OSError:
-        return b""
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()[:_BOOT_BYTES]
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _log(event: str, **fields: object) -> None:

@@ -30,6 +30,8 @@ QUIET_FOR_S = 60.0  # a difference that lasts this long in calm is no event on i
 CENT = Decimal("0.01")
 LOSS_TOLERANCE = Decimal("1.3")  # the fill's distance from the price that was decided on
 MOST_VIOLATIONS = 20
+COOLDOWN_TOLERANCE_S = 30.0  # the venue's clock jumps by seconds, and perpd's follows later
+FORCED = ("autoclose-", "adl_autoclose")  # names of the venue's own closing orders that begin a cooldown
 ORDER_PATHS = ("/fapi/v1/order", "/fapi/v1/algoOrder")
 
 
@@ -49,6 +51,7 @@ class Auditor(Watcher):
         self._trades: set[int] = set()
         self._foreign: set[str] = set()  # symbols in which a person holds something
         self._once_foreign: set[str] = set()
+        self._stopped_s: dict[str, float] = {}  # when the symbol's last position ended at its stop
         self._unprotected_s: dict[str, float] = {}
         self._judged: set[str] = set()
         self._troubled_s = 0.0
@@ -81,6 +84,7 @@ class Auditor(Watcher):
         name = params.get("newClientOrderId") or params.get("clientAlgoId", "")
         if not self._simulation.knows_order(name):
             self.violate(f"an order was sent before it was written down: {name}")
+        self._check_cooldown(name, params.get("symbol", ""))
         self.on_order_sent(name)
         if self.die_at_order == "order sent":
             self._die()
@@ -98,6 +102,15 @@ class Auditor(Watcher):
             name = params.get("newClientOrderId") or params.get("clientAlgoId", "")
             for seconds in LOOKS_AFTER_UNKNOWN_S:
                 self._world.later(seconds, lambda: self._check_not_forgotten(name))
+
+    def _check_cooldown(self, name: str, symbol: str) -> None:
+        """Nothing is opened where a position has just ended at its stop, whatever was known or forgotten."""
+        if not name.rpartition("-")[2].startswith("e") or symbol in self._once_foreign:
+            return
+        rests_s = self._simulation.settings.risk.cooldown_minutes * 60.0 - COOLDOWN_TOLERANCE_S
+        since_s = self._world.now_s - self._stopped_s.get(symbol, float("-inf"))
+        if since_s < rests_s:
+            self.violate(f"an entry within its symbol's cooldown: {symbol} {since_s:.1f} s after its stop")
 
     def _check_not_forgotten(self, name: str) -> None:
         """An answer that leaves the outcome open is no refusal."""
@@ -139,6 +152,11 @@ class Auditor(Watcher):
     def _on_order(self, order: dict[str, Any]) -> None:
         name, number = str(order["c"]), int(order["i"])
         plain = order.get("ot", order["o"]) in ("MARKET", "LIMIT")
+        stopped = is_ours(name) and name.rpartition("-")[2].startswith("s")
+        if order["x"] in ("TRADE", "CALCULATED") and (stopped or name.startswith(FORCED)):
+            position = self._account.positions.get(f"{order['s']}:BOTH")
+            if position is None or not position.quantity:
+                self._stopped_s[order["s"]] = self._world.now_s
         if name.startswith("web_") and not order.get("R"):
             self._foreign.add(order["s"])
             self._once_foreign.add(order["s"])
@@ -327,6 +345,10 @@ class Auditor(Watcher):
         process = self._simulation.process
         if process is None or self._world.now_s - process.started_s < QUIET_FOR_S:
             return
+        told = {order for order in records.get("orders", []) if isinstance(order, Order)}
+        untold = [order for order in self._simulation.disk.order_states() if order not in told]
+        if untold:
+            self.violate(f"the archive lacks a state of an order: {untold[0]}")
         if missing := sorted(decided - archived):
             self.violate(f"the archive lacks a decision: {missing[:3]}")
         if set(signals) != archived:
@@ -363,6 +385,10 @@ class Auditor(Watcher):
             "fills": len(records.get("fills", [])),
             "positions": len([r for r in records.get("positions", []) if getattr(r, "closed_ms", 0)]),
             "decisions": len(records.get("decisions", [])),
+            "refused in a cooldown": sum(
+                isinstance(r, Decision) and r.reason == RefusalReason.COOLDOWN
+                for r in records.get("decisions", [])
+            ),
         }
 
 

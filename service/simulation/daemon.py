@@ -23,7 +23,7 @@ from service.exchange.embedded import SIM_KEY, SIM_SECRET
 from service.exchange.gate import Gate
 from service.exchange.venue import Venue
 from service.learning.feature_cache import FeatureCache
-from service.market.candles import FILE_NAME, CandleStore
+from service.market.candles import CandleStore
 from service.monitor.collection import Collector
 from service.monitor.explained import HeapMarks
 from service.monitor.performance import PerformanceMonitor
@@ -61,7 +61,12 @@ def settings_of_simulation() -> Settings:
         analysis=AnalysisSettings(workers=0, collect_after_batch=False),
         trading=TradingSettings(trail_r=1.0),
         strategy=StrategySettings(name=f"{strategy.__file__}:Restless"),
-        risk=RiskSettings(history_trades=MANY, caution_losses=MANY, caution_day_loss_fraction=0.15),
+        risk=RiskSettings(
+            history_trades=MANY,
+            caution_losses=MANY,
+            caution_day_loss_fraction=0.15,
+            cooldown_minutes=10.0,  # two candles: many begin and end in an hour, and trading goes on
+        ),
     )
 
 
@@ -93,14 +98,11 @@ class SimulatedDaemon(OpenDaemon):
     """The daemon without what watches the machine."""
 
     async def trade(self, summary: RunSummary, stop: StopRequest, started: asyncio.Event) -> None:
-        self.stop = stop
         self.collector = Untouched(self.monitor, limit_ms=1.0)
+        await super().trade(summary, stop, started)
+
+    async def _analysing(self, candles: CandleStore, summary: RunSummary, started: asyncio.Event) -> None:
         settings = self.settings
-        candles = CandleStore.open(
-            self.directory / FILE_NAME,
-            symbols_capacity=settings.market.symbols + settings.trading.max_positions,
-            candles=settings.market.candles,
-        )
         analyzer = ParallelAnalyzer(
             self.pool,
             candles.path,
@@ -113,7 +115,6 @@ class SimulatedDaemon(OpenDaemon):
             await self._trade_on(candles, analyzer, summary, started)
         finally:
             analyzer.close()
-            candles.close()
 
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from service.records import Record
+from service.records import Order, Record
 from service.store import sqlite
+from service.store.rows import to_order
 
 NO_THREADS = ThreadPoolExecutor(max_workers=1)  # never used: a virtual loop runs calls itself
 
@@ -52,6 +53,16 @@ class Disk:
         self.directory = directory
         self.database: sqlite3.Connection = sqlite.connect(Path(":memory:"))
         self.records: dict[str, list[Record]] = {}
+        self.database.execute("create temp table order_states (payload blob)")
+        for change in ("insert", "update"):
+            self.database.execute(
+                f"""create temp trigger after_{change} after {change} on orders
+                    begin insert into order_states values (new.payload); end"""
+            )
+
+    def order_states(self) -> list[Order]:
+        """Every state of every order that was ever durable."""
+        return [to_order(raw) for (raw,) in self.database.execute("select payload from order_states")]
 
     def store(self) -> sqlite.SqliteStore:
         return sqlite.SqliteStore(self.database, NO_THREADS, Path("state"))

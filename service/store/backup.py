@@ -98,8 +98,18 @@ async def write_file(source: Tables, target: Path) -> list[tuple[Digest, Digest]
 
 
 async def digest_file(path: Path) -> list[Digest]:
+    """Count and hash a state file's tables. One of an older schema counts as what migrating makes of it."""
     with reading(path) as db:
-        return await digest(SqliteTables(db, str(path)))
+        if schema_version(db) == len(SQLITE):
+            return await digest(SqliteTables(db, str(path)))
+    newest = path.with_name(path.name + ".newest")
+    _remove(newest)
+    try:
+        copy_file(path, newest)
+        with contextlib.closing(connect(newest)) as db:
+            return await digest(SqliteTables(db, str(path)))
+    finally:
+        _remove(newest)
 
 
 def put_back(backup: Path, state: Path, aside: Path) -> Path | None:

@@ -123,8 +123,14 @@ async def _backup(place: Place, out: Path | None) -> dict[str, Any]:
 
 async def _whole(db: Any, where: str, target: Path) -> list[tuple[Digest, Digest]]:
     """All of a database as of one moment, while others write."""
-    if not await db.fetchval(VERSION):
+    version = await db.fetchval(VERSION)
+    if not version:
         raise DataDirectoryUnusable(f"{where}: there is no state here")
+    if version != len(POSTGRES):
+        raise DataDirectoryUnusable(
+            f"{where}: has schema {version}, this perpd backs up schema {len(POSTGRES)}; use the perpd that "
+            "runs on it, or `perpd store migrate` first"
+        )
     async with db.transaction(isolation="repeatable_read", readonly=True):
         return await write_file(PostgresTables(db, where), target)
 

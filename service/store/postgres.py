@@ -33,9 +33,10 @@ Result = TypeVar("Result")
 
 FENCE = "select 1 from lease where name = 'perpd' and epoch = $1 for key share"
 PUT_ORDER = """
-insert into orders values ($1, $2, $3, $4, $5, $6, $7)
+insert into orders values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (client_order_id) do update set
-venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload"""
+venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload,
+matched_order_id = excluded.matched_order_id"""
 PUT_POSITION = """
 insert into positions values ($1, $2, $3, $4, $5)
 on conflict (position_id) do update set
@@ -49,6 +50,9 @@ on conflict (name) do update set payload = excluded.payload"""
 PUT_HOLDING = """
 insert into holdings values ($1, $2, $3)
 on conflict (symbol) do update set quantity = excluded.quantity, cost = excluded.cost"""
+PUT_COOLDOWN = """
+insert into cooldowns values ($1, $2)
+on conflict (symbol) do update set until_ms = greatest(cooldowns.until_ms, excluded.until_ms)"""
 PUT_MODEL = """
 insert into models values ($1, $2, $3, $4)
 on conflict (name) do update set
@@ -138,6 +142,7 @@ class PostgresStore:
         quantity: Decimal,
         cost: Decimal,
         position: Position | None = None,
+        cooldown_until_ms: int = 0,
     ) -> bool:
         async def write(db: Connection) -> None:
             await _put_outbox(db, fill)
@@ -145,7 +150,7 @@ class PostgresStore:
             await db.execute(ADD_TOTAL, "fees", fee)
             await _put_holding(db, fill.symbol, quantity, cost)
             if position is not None:
-                await _put_position(db, position)
+                await _put_position(db, position, cooldown_until_ms)
 
         *columns, payload = rows.fill_row(fill)
         sql = "insert into fills values ($1, $2, $3, $4, $5) on conflict do nothing returning 1"
@@ -158,8 +163,8 @@ class PostgresStore:
         )
         return [rows.to_fill(row[0]) for row in found]
 
-    async def save_position(self, position: Position) -> None:
-        await self._write(lambda db: _put_position(db, position))
+    async def save_position(self, position: Position, *, cooldown_until_ms: int = 0) -> None:
+        await self._write(lambda db: _put_position(db, position, cooldown_until_ms))
 
     async def save_intent(self, position: Position, order: Order) -> None:
         async def write(db: Connection) -> None:
@@ -269,6 +274,9 @@ class PostgresStore:
             until_ms,
         )
 
+    async def cooldowns(self) -> dict[str, int]:
+        return dict(await self._read("select symbol, until_ms from cooldowns"))
+
     async def models(self) -> list[ModelEntry]:
         found = await self._read('select payload from models order by created_ms desc, name collate "C"')
         return [rows.to_model(row[0]) for row in found]
@@ -335,15 +343,17 @@ async def _put_outbox(db: Connection, *records: Record) -> None:
 
 
 async def _put_order(db: Connection, order: Order) -> None:
-    *columns, payload = rows.order_row(order)
-    await db.execute(PUT_ORDER, *columns, payload.decode())
+    *columns, payload, matched = rows.order_row(order)
+    await db.execute(PUT_ORDER, *columns, payload.decode(), matched)
     await _put_outbox(db, order)
 
 
-async def _put_position(db: Connection, position: Position) -> None:
+async def _put_position(db: Connection, position: Position, cooldown_until_ms: int = 0) -> None:
     *columns, payload = rows.position_row(position)
     await db.execute(PUT_POSITION, *columns, payload.decode())
     await _put_outbox(db, position)
+    if cooldown_until_ms:
+        await db.execute(PUT_COOLDOWN, position.symbol, cooldown_until_ms)
 
 
 async def _put_model(db: Connection, entry: ModelEntry) -> None:
@@ -361,6 +371,7 @@ async def _prune_passed(db: Connection, now_ms: int, ended_ms: int) -> int:
     """What is over by its own time, and executions that belong to no order of ours."""
     statements = (
         ("delete from bans where until_ms < $1", now_ms),
+        ("delete from cooldowns where until_ms < $1", now_ms),
         ("delete from adjustments where at_ms < $1", ended_ms),
         (
             """delete from fills where filled_ms < $1 and not exists

@@ -38,7 +38,7 @@ to_position = msgspec.json.Decoder(Position).decode
 to_shadow = msgspec.json.Decoder(ShadowPosition).decode
 to_model = msgspec.json.Decoder(ModelEntry).decode
 
-OrderRow = tuple[str, str, bool, str, str, bool, bytes]
+OrderRow = tuple[str, str, bool, str, str, bool, bytes, str | None]
 FillRow = tuple[str, str, str, int, bytes]
 PositionRow = tuple[str, str, bool, int, bytes]
 ShadowRow = tuple[str, int, bytes]
@@ -54,6 +54,7 @@ _of_stream: dict[str, msgspec.json.Decoder[Order | Fill | Position | Adjustment 
 
 
 def order_row(order: Order) -> OrderRow:
+    matched = order.became_order_id if order.type.conditional else order.venue_order_id
     return (
         order.client_order_id,
         order.venue_order_id,
@@ -62,6 +63,7 @@ def order_row(order: Order) -> OrderRow:
         order.position_id,
         order.status.final,
         encode(order),
+        matched or None,
     )
 
 
@@ -75,7 +77,10 @@ def position_row(position: Position) -> PositionRow:
 
 
 def outbox_row(stream: str, record: Record) -> OutboxRow:
-    """What the archive has still to get; a newer state of the same thing replaces an older one."""
+    """What the archive has still to get; a newer state of the same thing replaces an older one.
+
+    Each state of an order on its way is a thing of its own: they tell how it came to its end.
+    """
     names = {
         Order: ("client_order_id",),
         Fill: ("symbol", "trade_id"),
@@ -84,18 +89,20 @@ def outbox_row(stream: str, record: Record) -> OutboxRow:
         ShadowPosition: ("position_id",),
     }[type(record)]
     name = ":".join((stream, *(getattr(record, name) for name in names)))
+    if isinstance(record, Order) and not record.status.final:
+        name += f":{record.updated_ms:014d}:{record.status}:{record.filled_quantity}"
     return name, stream, encode(record).decode()
 
 
 def outbox_rows(records: Sequence[Record]) -> list[OutboxRow]:
-    """Rows of those of the records that are complete: the archive gets these for sure."""
+    """Rows of those of the records that the archive gets for sure."""
     found = []
     for record in records:
         if isinstance(record, Fill):
             found.append(outbox_row("fills", record))
         elif isinstance(record, Adjustment):
             found.append(outbox_row("adjustments", record))
-        elif isinstance(record, Order) and record.status.final:
+        elif isinstance(record, Order):
             found.append(outbox_row("orders", record))
         elif isinstance(record, Position) and record.closed_ms and record.entry_price:
             found.append(outbox_row("positions", record))

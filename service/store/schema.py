@@ -83,6 +83,19 @@ SQLITE: tuple[tuple[str, ...], ...] = (
         ) without rowid""",
         "drop table cooldowns",
     ),
+    (
+        # The id under which an order is matched: a plain order's own, or of the order that a trigger made.
+        # Both are numbers of the matching engine: each belongs to one order of ours, and so to one trade.
+        "alter table orders add column matched_order_id text",
+        "create unique index orders_matched on orders (symbol, matched_order_id)",
+        """update orders set matched_order_id = venue_order_id
+            where conditional = 0 and venue_order_id <> ''""",
+        # a row that contradicts one before it keeps none: what is there must not keep perpd from starting
+        """update or ignore orders
+            set matched_order_id = nullif(json_extract(cast(payload as text), '$.became_order_id'), '')
+            where conditional = 1""",
+    ),
+    ("create table cooldowns (symbol text primary key, until_ms integer not null) without rowid",),
 )
 
 POSTGRES: tuple[tuple[str, ...], ...] = (
@@ -148,6 +161,23 @@ POSTGRES: tuple[tuple[str, ...], ...] = (
         "create table outbox (name text primary key, stream text not null, payload text not null)",
         "drop table cooldowns",
     ),
+    (
+        "alter table orders add column matched_order_id text",
+        """update orders set matched_order_id = venue_order_id
+            where not conditional and venue_order_id <> ''""",
+        """update orders set matched_order_id = payload->>'became_order_id'
+            from (
+                select symbol as of_symbol, payload->>'became_order_id' as became,
+                    min(client_order_id) as first
+                from orders where conditional and payload->>'became_order_id' <> '' group by 1, 2
+            ) triggered
+            where client_order_id = first and not exists (
+                select 1 from orders plain
+                where plain.symbol = of_symbol and plain.matched_order_id = became
+            )""",
+        "create unique index orders_matched on orders (symbol, matched_order_id)",
+    ),
+    ("create table cooldowns (symbol text primary key, until_ms bigint not null)",),
 )
 
 # Made before anything else, since a schema may be changed by the holder of the lease only. That the epoch is
@@ -173,6 +203,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("position_id", "text"),
         ("final", "flag"),
         ("payload", "json"),
+        ("matched_order_id", "text"),  # null until there is one
     ),
     "fills": (
         ("symbol", "text"),
@@ -195,6 +226,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "totals": (("name", "text"), ("amount", "decimal")),
     "holdings": (("symbol", "text"), ("quantity", "decimal"), ("cost", "decimal")),
     "bans": (("host", "text"), ("until_ms", "integer")),
+    "cooldowns": (("symbol", "text"), ("until_ms", "integer")),
     "outbox": (("name", "text"), ("stream", "text"), ("payload", "text")),
     "models": (("name", "text"), ("created_ms", "integer"), ("role", "text"), ("payload", "json")),
 }

@@ -88,6 +88,7 @@ class SqliteStore:
         quantity: Decimal,
         cost: Decimal,
         position: Position | None = None,
+        cooldown_until_ms: int = 0,
     ) -> bool:
         def write(db: sqlite3.Connection) -> bool:
             added = db.execute("insert or ignore into fills values (?, ?, ?, ?, ?)", rows.fill_row(fill))
@@ -98,7 +99,7 @@ class SqliteStore:
             _add(db, "fees", fee)
             _put_holding(db, fill.symbol, quantity, cost)
             if position is not None:
-                _put_position(db, position)
+                _put_position(db, position, cooldown_until_ms)
             return True
 
         return await self._write(write)
@@ -109,8 +110,8 @@ class SqliteStore:
         )
         return [rows.to_fill(row[0]) for row in found]
 
-    async def save_position(self, position: Position) -> None:
-        await self._write(lambda db: _put_position(db, position))
+    async def save_position(self, position: Position, *, cooldown_until_ms: int = 0) -> None:
+        await self._write(lambda db: _put_position(db, position, cooldown_until_ms))
 
     async def save_intent(self, position: Position, order: Order) -> None:
         def write(db: sqlite3.Connection) -> None:
@@ -216,6 +217,9 @@ class SqliteStore:
     async def save_ban(self, host: str, until_ms: int) -> None:
         sql = "insert or replace into bans values (?, ?)"
         await self._write(lambda db: _execute(db, sql, host, until_ms))
+
+    async def cooldowns(self) -> dict[str, int]:
+        return dict(await self._read("select symbol, until_ms from cooldowns"))
 
     async def models(self) -> list[ModelEntry]:
         found = await self._read("select payload from models order by created_ms desc, name")
@@ -353,17 +357,24 @@ def _put_outbox(db: sqlite3.Connection, *records: Record) -> None:
 
 def _put_order(db: sqlite3.Connection, order: Order) -> None:
     db.execute(
-        """insert into orders values (?, ?, ?, ?, ?, ?, ?)
+        """insert into orders values (?, ?, ?, ?, ?, ?, ?, ?)
            on conflict (client_order_id) do update set
-           venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload""",
+           venue_order_id = excluded.venue_order_id, final = excluded.final, payload = excluded.payload,
+           matched_order_id = excluded.matched_order_id""",
         rows.order_row(order),
     )
     _put_outbox(db, order)
 
 
-def _put_position(db: sqlite3.Connection, position: Position) -> None:
+def _put_position(db: sqlite3.Connection, position: Position, cooldown_until_ms: int = 0) -> None:
     db.execute("insert or replace into positions values (?, ?, ?, ?, ?)", rows.position_row(position))
     _put_outbox(db, position)
+    if cooldown_until_ms:
+        db.execute(
+            """insert into cooldowns values (?, ?)
+               on conflict (symbol) do update set until_ms = max(until_ms, excluded.until_ms)""",
+            (position.symbol, cooldown_until_ms),
+        )
 
 
 def _put_model(db: sqlite3.Connection, entry: ModelEntry) -> None:
@@ -375,6 +386,7 @@ def _prune_passed(db: sqlite3.Connection, now_ms: int, ended_ms: int) -> int:
     """What is over by its own time, and executions that belong to no order of ours."""
     statements = (
         ("delete from bans where until_ms < ?", now_ms),
+        ("delete from cooldowns where until_ms < ?", now_ms),
         ("delete from adjustments where at_ms < ?", ended_ms),
         (
             """delete from fills where filled_ms < ? and not exists

@@ -197,7 +197,8 @@ class Bookkeeper:
                     traded = self._books.entered.get(position.position_id, ZERO)
                     record = with_close(record, reason, fill.filled_ms, traded)
             try:
-                booked = await self._ledger.book_fill(fill, booking, record)
+                cooling_ms = self._books.cooldowns.until_ms(record) if record is not None else 0
+                booked = await self._ledger.book_fill(fill, booking, record, cooldown_until_ms=cooling_ms)
             except DataDirectoryUnusable:
                 # The books wait for the disk, the stop does not.
                 if position is not None and not position.protected_ms:
@@ -356,6 +357,7 @@ class Bookkeeper:
         named = msgspec.structs.replace(closed, close_reason=close_reason(fill, order, None).value)
         if named != closed:
             await self._books.save_position(named)
+            self._books.cooldowns.begin(named, self._clock.now_ms())
             self._outbox.put("positions", named)
 
     async def _after_fill(self, fill: Fill, position: Position) -> None:
@@ -392,6 +394,7 @@ class Bookkeeper:
                 realised_pnl=str(position.realised_pnl),
                 fees=str(position.fees),
             )
+            self._books.cooldowns.begin(position, self._clock.now_ms())
         for order in [order for order in self._books.orders.values() if order.position_id == name]:
             waiter = self._books.changed.get(order.client_order_id)
             if waiter is not None:

@@ -15,6 +15,7 @@ import structlog
 from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
 from service.records import CloseReason, Order, OrderPurpose, OrderStatus, Position
+from service.trading.cooldowns import Cooldowns
 from service.trading.orders import LEG_LETTERS, client_order_id, is_ours
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
@@ -27,7 +28,9 @@ ZERO = Decimal(0)
 class Books:
     """Shared by the parts of the executor; read freely, change with `lock` held."""
 
-    def __init__(self, store: StateStore, outbox: Outbox, clock: Clock, recorder: Recorder) -> None:
+    def __init__(
+        self, store: StateStore, outbox: Outbox, clock: Clock, recorder: Recorder, cooldowns: Cooldowns
+    ) -> None:
         self._store = store
         self._outbox = outbox
         self._clock = clock
@@ -43,6 +46,7 @@ class Books:
         self.unprotected_since: dict[str, float] = {}  # position to monotonic seconds
         self.foreign: dict[str, str] = {}  # symbol to why; set by reconciliation
         self.quarantined: dict[str, str] = {}  # symbol to why; until the next start
+        self.cooldowns = cooldowns
         self.versions: Counter[str] = Counter()
         self._barred: tuple[str, float] = ("", 0.0)  # why the venue lets nothing be opened, until when
         self.closed_count = 0
@@ -63,6 +67,7 @@ class Books:
                 await self._restore_leg(position.position_id, leg)
         for order in await self._store.open_orders():
             await self._restore_order(order)
+        self.cooldowns.restore(await self._store.cooldowns(), self._clock.now_ms())
         self._restored = True
         if self.positions:
             log.info("positions restored", symbols=[p.symbol for p in self.positions.values()])
@@ -204,13 +209,17 @@ class Books:
         if not position.closed_ms:
             self.positions[position.position_id] = position
         try:
-            await self._store.save_position(position)
+            await self._put(position)
             self.saved(position.position_id)
         except DataDirectoryUnusable as error:
             self.unsaved[position.position_id] = position
             self.note_store(error)
         except StateConflict as error:
             self.quarantine(position.symbol, error)
+
+    async def _put(self, position: Position) -> None:
+        """With the cooldown that its end began, in one transaction."""
+        await self._store.save_position(position, cooldown_until_ms=self.cooldowns.until_ms(position))
 
     def saved(self, name: str) -> None:
         """The store took this record."""
@@ -225,7 +234,7 @@ class Books:
                     if isinstance(record, Order):
                         await self._store.save_order(record)
                     else:
-                        await self._store.save_position(record)
+                        await self._put(record)
                 except StateConflict as error:
                     self.quarantine(record.symbol, error)
                 del self.unsaved[name]

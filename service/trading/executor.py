@@ -30,6 +30,7 @@ from service.settings import TradingSettings
 from service.trading.bookkeeping import CONTRADICTIONS, Bookkeeper
 from service.trading.books import Books
 from service.trading.closing import Closer
+from service.trading.cooldowns import Cooldowns
 from service.trading.entering import Opener
 from service.trading.ledger import Holding, Ledger
 from service.trading.outbox import Outbox
@@ -57,7 +58,8 @@ class Executor:
     Args: ask_delays_s: wall seconds before each question about an order without an answer;
     retry_s: wall seconds between attempts while the venue is out of reach; rules: reads the venue's rules
     anew and gives those of a symbol; instrument_of: gives them as last read;
-    halted: why nothing may be opened, or ''; order_window: last orders whose outcomes are kept.
+    halted: why nothing may be opened, or ''; order_window: last orders whose outcomes are kept;
+    cooldown_minutes: market time without entries on a symbol after a stop there, 0 for none.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Executor:
         instrument_of: InstrumentOf = lambda symbol: None,
         halted: Callable[[], str] = lambda: "",
         order_window: int = ORDER_WINDOW,
+        cooldown_minutes: float = 0.0,
     ) -> None:
         self._clock = clock
         self._recorder = recorder
@@ -88,7 +91,7 @@ class Executor:
         self._draining = False
         self._gap = self._reconciled_gap = 0
         self._outbox = Outbox(archive, recorder, store)
-        self._books = books = Books(store, self._outbox, clock, recorder)
+        self._books = books = Books(store, self._outbox, clock, recorder, Cooldowns(cooldown_minutes))
         self._bookkeeper = keeper = Bookkeeper(
             books,
             store,
@@ -210,6 +213,10 @@ class Executor:
             | self._books.foreign.keys()
             | self._books.quarantined.keys()
         )
+
+    def cooling(self) -> dict[str, float]:
+        """Symbols whose last position ended at its stop, and the minutes until one may be opened again."""
+        return self._books.cooldowns.left(self._clock.now_ms())
 
     def blocked_symbols(self) -> dict[str, str]:
         """Symbols that are not traded at all, and why."""
@@ -340,7 +347,7 @@ class Executor:
         """Enter at market and protect. Returns the position, protected or in the hands of its ladder.
 
         Refused: ORDER_REJECTED (nothing is held), ORDER_UNKNOWN (the symbol stays busy until the venue
-        says what became of it), SYMBOL_HELD or ENTRIES_OFF (nothing was sent).
+        says what became of it), SYMBOL_HELD, COOLDOWN or ENTRIES_OFF (nothing was sent).
         """
         symbol = signal.symbol
         refused = self._entry_barred(symbol)
@@ -384,7 +391,7 @@ class Executor:
             return Refused(
                 reason=RefusalReason.SYMBOL_HELD, detail=blocked or "1 position or order there, 0 allowed"
             )
-        return None
+        return self._books.cooldowns.refusal(symbol, self._clock.now_ms())
 
     async def close(self, position: Position, reason: CloseReason) -> bool:
         """Close at market, reduce-only. False when it is not known to be closed yet.

@@ -130,7 +130,14 @@ class Ledger:
     def preview(self, fill: Fill) -> Booking:
         return book(self.holding(fill.symbol), fill, self._quote_asset)
 
-    async def book_fill(self, fill: Fill, booking: Booking, position: Position | None = None) -> bool:
+    async def book_fill(
+        self,
+        fill: Fill,
+        booking: Booking,
+        position: Position | None = None,
+        *,
+        cooldown_until_ms: int = 0,
+    ) -> bool:
         """Book a fill once, with our position after it. False when it was booked before.
 
         `booking` is `preview(fill)` with nothing booked in between: the caller serialises.
@@ -142,6 +149,7 @@ class Ledger:
             quantity=booking.holding.quantity,
             cost=booking.holding.cost,
             position=position,
+            cooldown_until_ms=cooldown_until_ms,
         )
         if not new:
             self._recorder.count("ledger.duplicate_fills")

@@ -3,10 +3,10 @@
 They wait here, so that a full disk never holds up a stop. Entries are off while the archive cannot be
 written: what gathers is what ends the positions that are open.
 
-The store keeps each fill, adjustment, ended order and closed position until it is told that the archive has
-it: what a crash took from the queue is put at the next start. A crash between the archive and the store puts
-one again, equal to the first; of a position told again, the newest counts. Of an order that has not ended,
-and of a position that opens or moves its stop, the states in the queue may be lost; the store has the last.
+The store keeps each fill, adjustment, state of an order and closed position until it is told that the archive
+has it: what a crash took from the queue is put at the next start. A crash between the archive and the store
+puts some again, equal to the first; of a position told again, the newest counts. Of a position that opens or
+moves its stop, the states in the queue may be lost; the store has the last.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import structlog
 
 from service.errors import DataDirectoryUnusable, LeaseLost
 from service.ports import Archive, Recorder, StateStore
-from service.records import Record
+from service.records import Order, OrderStatus, Record
 
 log = structlog.get_logger("trading.outbox")
 
@@ -24,7 +24,18 @@ OUTBOX_LIMIT_S = 2.0
 AT_ONCE = 50  # in one transaction
 STREAMS = ("orders", "fills", "adjustments", "positions")
 
+LATEST_MS = 1 << 62
+STATUSES = tuple(OrderStatus)
+
 Item = tuple[str, Record]
+
+
+def _in_time(item: Item) -> tuple[int, bool, int]:
+    """States of orders, oldest first and their ends last; they come before everything else."""
+    _, record = item
+    if isinstance(record, Order):
+        return record.updated_ms, record.status.final, STATUSES.index(record.status)
+    return LATEST_MS, True, 0
 
 
 class Outbox:
@@ -48,7 +59,7 @@ class Outbox:
             return
         left = [(stream, record) for stream in STREAMS for record in await self._store.unarchived(stream)]
         self._restored = True
-        for stream, record in left:
+        for stream, record in sorted(left, key=_in_time):  # stable: all else in the order of the streams
             self.put(stream, record)
         if left:
             log.info("records of the last run go to the archive now", records=len(left))

@@ -4,12 +4,13 @@ Every limit is read from `RiskSettings` and `TradingSettings` and nowhere else. 
 fractions of equity, open positions included. What ends entries for a day or for good is the kill switch's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from service.records import RefusalReason, Signal
 from service.settings import RiskSettings, TradingSettings
+from service.trading.cooldowns import refused as cooldown_refused
 from service.trading.leverage import TradeStatistics
 from service.trading.ranking import Refused
 
@@ -58,6 +59,7 @@ class RiskContext(msgspec.Struct, frozen=True, kw_only=True):
     open_positions: int  # meant to be ones included
     held_symbols: frozenset[str]  # held, being opened or closed, or blocked
     stale_symbols: frozenset[str] = frozenset()
+    cooling: Mapping[str, float] = {}  # symbol to the minutes left of its cooldown
     accepted: int = 0  # in this cycle so far
     entries_off: str = ""  # why no entry is allowed at all, or ""
     halt: Refused | None = None  # the kill switch's answer to every signal while it is tripped
@@ -169,6 +171,11 @@ def symbol_free(signal: Signal, context: RiskContext, limits: Limits) -> Refused
     )
 
 
+def cooled_down(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
+    left = context.cooling.get(signal.symbol)
+    return None if left is None else cooldown_refused(left, limits.risk.cooldown_minutes)
+
+
 def room_for_position(signal: Signal, context: RiskContext, limits: Limits) -> Refused | None:
     most = limits.trading.max_positions
     if context.open_positions < most:
@@ -196,6 +203,7 @@ RULES: tuple[Rule, ...] = (
     caution,
     data_fresh,
     symbol_free,
+    cooled_down,
     room_for_position,
     room_in_cycle,
 )

@@ -100,17 +100,17 @@ class Sender:
         name = request.client_order_id
         halted = ""
         if request.purpose is OrderPurpose.ENTRY:  # it may have been halted or blocked since it was approved
+            self._outbox.put("orders", order)  # it was written with its position
             halted = self._halted() or self._books.foreign.get(request.symbol, "")
         if halted:
             self._books.remember(order)
             await self._bookkeeper.tell(order, Refused(f"nothing was sent: {halted}"))
             return Failure(code=0, detail=f"nothing was sent: {halted}")
         async with self._books.lock:
-            if request.purpose is not OrderPurpose.ENTRY:  # an entry was written with its position
+            if request.purpose is not OrderPurpose.ENTRY:
                 await self._books.save_order(order)
             else:
                 self._books.remember(order)
-                self._outbox.put("orders", order)
             order = step(order, Sent(), self._clock.now_ms()).order
             self._books.orders[name] = order
             self._books.changed.setdefault(name, asyncio.Event())

@@ -18,6 +18,7 @@ SUMMARY_FIELDS = {
     "fills",
     "positions_open",
     "positions_closed",
+    "symbols_cooling",
     "shadow_open",
     "shadow_closed",
     "equity",

@@ -498,6 +498,26 @@ async def test_a_venue_order_id_used_twice_quarantines_its_symbol_and_keeps_the_
     assert isinstance(await desk.executor.open(signal("s2", "BUSDT"), approved()), Position)
 
 
+async def test_a_triggered_order_that_is_anothers_already_quarantines_its_symbol_only(desk: Desk):
+    position = await opened(desk)
+    entry = desk.venue.sent[0].client_order_id
+    stop = desk.venue.orders[position.stop_order_id]
+    taken = desk.venue.orders[entry].venue_order_id
+    desk.venue.emit(
+        msgspec.structs.replace(stop, status=OrderStatus.TRIGGERED, became_order_id=taken, updated_ms=99_999)
+    )
+    await quiet(desk)
+    assert list(desk.executor.blocked_symbols()) == ["AUSDT"]
+    assert (await desk.store.order(stop.client_order_id)).became_order_id == ""
+    answer = await desk.executor.open(signal("s2", "BUSDT"), approved())
+    assert isinstance(answer, Position), "the other symbols go on"
+    await quiet(desk)
+    desk.venue.trigger(OrderPurpose.STOP, "99")
+    await quiet(desk)
+    assert [p.symbol for p in desk.executor.positions()] == ["BUSDT"], "its stop is booked all the same"
+    assert await desk.equal()
+
+
 async def test_shorts_are_the_mirror_image(desk: Desk):
     short = PositionSide.SHORT
     answer = await desk.executor.open(signal(side=short), approved(short))

@@ -44,27 +44,32 @@ async def trade(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
 
 
 def final(records: list[tuple[str, Record]]) -> set[str]:
-    """Those that the archive must have: all but orders and positions on their way."""
+    """Those that the archive must have: all but positions on their way."""
     return {
         f"{stream} {record}"
         for stream, record in records
-        if stream in ("fills", "adjustments")
-        or (stream == "orders" and record.status.final)
-        or (stream == "positions" and record.closed_ms)
+        if stream in ("fills", "adjustments", "orders") or (stream == "positions" and record.closed_ms)
     }
+
+
+def states(records: list[tuple[str, Record]], client_order_id: str) -> list[str]:
+    return [r.status for s, r in records if s == "orders" and r.client_order_id == client_order_id]
 
 
 async def test_records_that_a_crash_took_from_the_queue_are_archived_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     told = await trade(tmp_path, monkeypatch)
-    assert len(final(told)) >= 5  # entry and stop: two fills, two ended orders, a closed position
+    # entry, stop and target as intended, open and ended, the stop as triggered, two fills, a closed position
+    assert len(final(told)) >= 13
     async with desk_at(tmp_path, Venue()) as desk:
         await desk.executor._outbox.written()
         put = desk.archive.records
         assert final(told) <= final(put)
         names = [str(record) for _, record in put]
         assert len(names) == len(set(names))
+        for name in {record.client_order_id for stream, record in told if stream == "orders"}:
+            assert states(put, name) == states(told, name), "in the order in which they came"
         assert [await desk.store.unarchived(stream) for stream in ("fills", "orders", "positions")] == [
             []
         ] * 3

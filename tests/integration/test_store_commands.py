@@ -16,19 +16,37 @@ import pytest
 
 from service.directory import data_directory
 from service.errors import DataDirectoryUnusable, LeaseLost, StateDamaged
-from service.records import Fill, ShadowPosition, Side
+from service.records import Fill, Position, ShadowPosition, Side
 from service.records import PositionSide as Direction
 from service.settings import Loaded, load
 from service.store.backup import reading
 from service.store.command import _fill, _place, _replace
 from service.store.opening import STATE_FILE, open_links, open_state
-from service.store.schema import SQLITE, TABLES
+from service.store.postgres import migrate
+from service.store.schema import POSTGRES, SQLITE, TABLES
 from service.store.sqlite import connect
 from service.store.tables import BATCH_ROWS, SqliteTables, copy, digest
 from tests.market_seeds import MARKET_SEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = 'line\n\t"quoted" \\ 币'
+
+
+STOPPED = Position(
+    position_id="stopped",
+    signal_id="s",
+    symbol="币安人生USDT",
+    position_side=Direction.LONG,
+    quantity=Decimal(0),
+    entry_price=Decimal(100),
+    stop=Decimal(99),
+    target=Decimal(102),
+    leverage=3,
+    margin=Decimal(33),
+    opened_ms=1,
+    closed_ms=2,
+    close_reason="stop",
+)
 
 
 class Command:
@@ -104,6 +122,7 @@ async def fill_books(loaded: Loaded, rows: int = 30) -> None:
             await state.store.save_shadows([lower, shadow])
             await state.store.set_value("text", TEXT)
             await state.store.save_ban("h", 5)
+            await state.store.save_position(STOPPED, cooldown_until_ms=7)
 
 
 def hashes(tables: list[Any]) -> dict[str, tuple[int, str]]:
@@ -122,11 +141,13 @@ async def test_a_copy_to_postgresql_and_back_has_equal_hashes(postgres, tmp_path
     assert hashes(first) == hashes(last)
     assert hashes(first)["fills"][0] == 30
     assert hashes(first)["holdings"][0] == 2
+    assert hashes(first)["cooldowns"][0] == 1
 
     # the daemon's own reader agrees, and a filled target is never written over
     async with open_state(command.loaded(database=True), tmp_path) as state:
         assert (await state.store.ledger_totals())["fees"] == Decimal("3E-7")
         assert await state.store.get_value("text") == TEXT
+        assert await state.store.cooldowns() == {STOPPED.symbol: 7}
     code, refusal = await asyncio.to_thread(command, "copy", "--to", postgres.url)
     assert code == 73
     assert "holds rows already in fills" in refusal["message"]
@@ -295,6 +316,38 @@ async def test_a_long_digest_lets_the_lease_be_renewed_meanwhile(tmp_path):
             task.cancel()
 
 
+async def keep_a_value_in_schema_before_the_last(loaded: Loaded, monkeypatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("service.store.sqlite.SQLITE", SQLITE[:-1])
+        older.setattr(migrate, "__defaults__", (POSTGRES[:-1],))
+        with data_directory(loaded.settings) as directory:
+            async with open_state(loaded, directory) as state:
+                await state.store.set_value("text", TEXT)
+
+
+async def test_a_backup_before_an_upgrade_stays_of_its_schema_and_is_counted(tmp_path, monkeypatch):
+    command = Command(tmp_path)
+    await keep_a_value_in_schema_before_the_last(command.loaded(), monkeypatch)
+    code, kept = await asyncio.to_thread(command, "backup", "--out", "b.sqlite3")
+    assert (code, set(hashes(kept["tables"]))) == (0, set(TABLES))
+    assert hashes(kept["tables"])["settings"][0] == 1
+    for file in (command.data / STATE_FILE, tmp_path / "b.sqlite3"):
+        with closing(sqlite3.connect(file)) as db:
+            assert db.execute("pragma user_version").fetchone() == (len(SQLITE) - 1,)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "b.sqlite3"}
+
+
+async def test_a_database_that_is_not_migrated_yet_is_no_backup_of_this_perpd(
+    postgres, tmp_path, monkeypatch
+):
+    command = Command(tmp_path, postgres.url)
+    await keep_a_value_in_schema_before_the_last(command.loaded(database=True), monkeypatch)
+    code, refusal = await asyncio.to_thread(command, "backup", "--out", "b.sqlite3", database=True)
+    assert code == 73
+    assert f"has schema {len(POSTGRES) - 1}, this perpd backs up schema {len(POSTGRES)}" in refusal["message"]
+    assert not (tmp_path / "b.sqlite3").exists()
+
+
 class SmallDisk:
     """A tmpfs of 2 MB; where mounting is not permitted, a limit on how far into a file may be written."""
 
@@ -346,11 +399,12 @@ async def test_a_disk_full_in_the_middle_of_a_migration_undoes_it_and_room_compl
     copying = ("create table copied (name text, value text)", "insert into copied select * from settings")
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))
     small_disk.fill()
-    with pytest.raises(DataDirectoryUnusable, match="migration to schema 4 failed and was undone"):
+    failed = f"migration to schema {len(SQLITE) + 1} failed and was undone"
+    with pytest.raises(DataDirectoryUnusable, match=failed):
         async with open_state(loaded, small_disk.path):
             pass
     with closing(sqlite3.connect(small_disk.path / STATE_FILE)) as db:
-        assert db.execute("pragma user_version").fetchone() == (3,)
+        assert db.execute("pragma user_version").fetchone() == (len(SQLITE),)
         assert db.execute("select count(*) from sqlite_master where name = 'copied'").fetchone() == (0,)
     small_disk.make_room()
     monkeypatch.setattr("service.store.sqlite.SQLITE", (*SQLITE, copying))

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from decimal import Decimal
 from pathlib import Path
@@ -34,7 +34,9 @@ from service.records import (
 )
 from service.settings import Loaded, load
 from service.store.opening import STATE_FILE, open_state, schema_name
-from service.store.rows import DAY_MS, DECIDED_KEPT_MS, ENDED_KEPT_MS, SHADOWS_KEPT_MS
+from service.store.postgres import migrate
+from service.store.rows import DAY_MS, DECIDED_KEPT_MS, ENDED_KEPT_MS, SHADOWS_KEPT_MS, order_row
+from service.store.schema import POSTGRES, SQLITE
 from tests.market_seeds import MARKET_SEEDS
 from tests.samples import FILL, signal
 
@@ -55,14 +57,33 @@ class Books:
         if not self.loaded.secrets.database_url:
             with closing(sqlite3.connect(self.directory / STATE_FILE)) as db:
                 return db.execute(sql).fetchall()
+        async with self.administrating() as connection:
+            return [tuple(row) for row in await connection.fetch(sql)]
+
+    @asynccontextmanager
+    async def administrating(self) -> AsyncIterator[asyncpg.Connection]:
         connection = await asyncpg.connect(
             self.loaded.secrets.database_url,
             server_settings={"search_path": schema_name(market_name(self.loaded.settings))},
         )
         try:
-            return [tuple(row) for row in await connection.fetch(sql)]
+            yield connection
         finally:
             await connection.close()
+
+    async def put_orders_of_schema_3(self, orders: Sequence[Order]) -> None:
+        """As the perpd before wrote them."""
+        kept = [order_row(order)[:7] for order in orders]
+        if not self.loaded.secrets.database_url:
+            with closing(sqlite3.connect(self.directory / STATE_FILE)) as db:
+                db.executemany("insert into orders values (?, ?, ?, ?, ?, ?, ?)", kept)
+                db.commit()
+            return
+        async with self.administrating() as connection:
+            for *columns, payload in kept:
+                await connection.execute(
+                    "insert into orders values ($1, $2, $3, $4, $5, $6, $7)", *columns, payload.decode()
+                )
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -142,6 +163,61 @@ async def test_a_venue_order_belongs_to_one_trade(books):
             changed(ORDER, client_order_id="pp-3", venue_order_id="7", type=OrderType.STOP_MARKET)
         )
         await store.save_order(changed(ORDER, client_order_id="pp-4", venue_order_id="7", symbol="B"))
+
+
+STOP = changed(ORDER, client_order_id="pp-s1", venue_order_id="70", type=OrderType.STOP_MARKET)
+
+
+async def test_the_order_that_a_trigger_made_belongs_to_one_trade(books):
+    async with books.open() as store:
+        await store.save_order(changed(STOP, became_order_id="7"))
+        await store.save_order(changed(STOP, became_order_id="7", status=OrderStatus.FILLED))
+        other = changed(STOP, client_order_id="pp-s2", venue_order_id="71")
+        await store.save_order(other)
+        await store.save_order(changed(other, client_order_id="pp-s3", venue_order_id="72"))
+        with pytest.raises(StateConflict):
+            await store.save_order(changed(other, became_order_id="7"))
+        assert await store.order("pp-s2") == other, "what contradicts the books changes nothing"
+        await store.save_order(changed(other, became_order_id="7", symbol="B", client_order_id="pp-s4"))
+
+
+@pytest.mark.parametrize("first", ["plain", "triggered"])
+async def test_a_plain_order_is_not_the_one_that_a_trigger_made(books, first):
+    plain = changed(ORDER, venue_order_id="7")
+    triggered = changed(STOP, became_order_id="7")
+    async with books.open() as store:
+        pair = [plain, triggered] if first == "plain" else [triggered, plain]
+        await store.save_order(pair[0])
+        with pytest.raises(StateConflict):
+            await store.save_order(pair[1])
+        # a conditional order's own number is no number of the matching engine
+        await store.save_order(changed(triggered, became_order_id="70", venue_order_id="7"))
+
+
+async def test_orders_of_the_schema_before_get_the_id_they_were_matched_under(books, monkeypatch):
+    """One that contradicts another keeps none: the migration goes through all the same."""
+    kept = [
+        changed(ORDER, client_order_id="pp-a", venue_order_id="1"),
+        changed(ORDER, client_order_id="pp-b"),
+        changed(STOP, client_order_id="pp-c", venue_order_id="2", became_order_id="3"),
+        changed(STOP, client_order_id="pp-d", venue_order_id="4", became_order_id="3"),
+        changed(STOP, client_order_id="pp-e", venue_order_id="5", became_order_id="1"),
+        changed(STOP, client_order_id="pp-f", venue_order_id="6"),
+    ]
+    with monkeypatch.context() as older:
+        older.setattr("service.store.sqlite.SQLITE", SQLITE[:3])
+        older.setattr(migrate, "__defaults__", (POSTGRES[:2],))
+        async with books.open():
+            pass
+    await books.put_orders_of_schema_3(kept)
+    async with books.open() as store:
+        assert {order.client_order_id for order in await store.open_orders()} == {
+            order.client_order_id for order in kept
+        }
+        with pytest.raises(StateConflict):
+            await store.save_order(changed(STOP, client_order_id="pp-g", became_order_id="3"))
+    found = dict(await books.rows("select client_order_id, matched_order_id from orders"))
+    assert found == {"pp-a": "1", "pp-b": None, "pp-c": "3", "pp-d": None, "pp-e": None, "pp-f": None}
 
 
 async def test_a_fill_moves_totals_holding_and_position_once(books):
@@ -296,7 +372,11 @@ async def test_what_is_booked_or_ended_is_kept_for_the_archive_until_it_has_it(b
     kept = {"fills": FILL, "positions": closed, "orders": ended, "adjustments": funding}
     async with books.open() as store:
         await store.save_intent(POSITION, ORDER)
-        assert [await store.unarchived(stream) for stream in kept] == [[]] * 4
+        assert {stream: await store.unarchived(stream) for stream in kept} == {
+            **{stream: [] for stream in kept},
+            "orders": [ORDER],
+        }
+        await store.archived([("orders", ORDER)])
         await store.save_order(ended)
         await store.save_fill(FILL, **amounts, position=closed)
         await store.save_adjustment(funding)
@@ -309,6 +389,23 @@ async def test_what_is_booked_or_ended_is_kept_for_the_archive_until_it_has_it(b
         assert [await store.unarchived(stream) for stream in kept] == [[]] * 4
 
 
+async def test_each_state_of_an_order_is_kept_for_the_archive_until_it_has_that_one(books):
+    opened = changed(ORDER, status=OrderStatus.OPEN, venue_order_id="7", updated_ms=2)
+    partly = changed(opened, status=OrderStatus.PARTLY_FILLED, filled_quantity=Decimal(1))
+    more = changed(partly, filled_quantity=Decimal(2))
+    ended = changed(more, status=OrderStatus.FILLED, filled_quantity=Decimal("2.50"))
+    told = [ORDER, opened, partly, more, ended]
+    async with books.open() as store:
+        for state in told:
+            await store.save_order(state)
+            await store.save_order(state)
+    async with books.open() as store:
+        left = await store.unarchived("orders")
+        assert sorted(map(str, left)) == sorted(map(str, told))
+        await store.archived([("orders", opened), ("orders", ended)])
+        assert sorted(map(str, await store.unarchived("orders"))) == sorted(map(str, [ORDER, partly, more]))
+
+
 async def test_bans_survive_a_restart_and_are_forgotten_once_over(books):
     async with books.open() as store:
         await store.save_ban("fapi.example.org", 1_000)
@@ -319,6 +416,31 @@ async def test_bans_survive_a_restart_and_are_forgotten_once_over(books):
         assert await store.bans() == {"fapi.example.org": 3_000}
         assert await store.prune(3_500) == 1
         assert await store.bans() == {}
+
+
+async def test_a_cooldown_is_kept_with_the_end_that_began_it_or_not_at_all(books):
+    closed = changed(POSITION, closed_ms=7, close_reason="stop")
+    amounts = {name: Decimal(0) for name in ("realised_pnl", "fee", "quantity", "cost")}
+    async with books.open() as store:
+        bad = changed(closed, entry_price="no decimal")
+        with pytest.raises(TypeError):
+            await store.save_fill(FILL, **amounts, position=bad, cooldown_until_ms=3_000)
+        assert await store.cooldowns() == {}
+        assert await store.save_fill(FILL, **amounts, position=closed, cooldown_until_ms=3_000)
+        assert not await store.save_fill(FILL, **amounts, position=closed, cooldown_until_ms=9_000)
+        assert await store.cooldowns() == {"AUSDT": 3_000}
+
+
+async def test_cooldowns_survive_a_restart_never_get_shorter_and_are_forgotten_once_over(books):
+    async with books.open() as store:
+        await store.save_position(POSITION, cooldown_until_ms=3_000)
+        await store.save_position(POSITION, cooldown_until_ms=2_000)
+        await store.save_position(POSITION)
+    async with books.open() as store:
+        assert await store.cooldowns() == {"AUSDT": 3_000}
+        assert await store.prune(2_500) == 0
+        assert await store.prune(3_500) == 1
+        assert await store.cooldowns() == {}
 
 
 async def test_a_new_champion_retires_the_one_before(books):

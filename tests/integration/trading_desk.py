@@ -290,6 +290,7 @@ async def desk_at(
     rules: Rules = rules_unknown,
     instrument_of: InstrumentOf = lambda symbol: None,
     halted: Callable[[], str] = lambda: "",
+    cooldown_minutes: float = 0.0,
     **settings: object,
 ) -> AsyncIterator[Desk]:
     trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2, reconcile_s=3600), **settings)
@@ -313,6 +314,7 @@ async def desk_at(
             instrument_of=instrument_of,
             halted=halted,
             order_window=4,
+            cooldown_minutes=cooldown_minutes,
         )
         venue.listener = executor.on_event
         async with executor.running():

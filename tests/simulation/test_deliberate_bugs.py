@@ -7,13 +7,16 @@ import pytest
 
 from service.errors import OrderOutcomeUnknown, OrderRejected
 from service.exchange.binance.account import AccountCalls
+from service.records import Order
 from service.simulation.daemon import Life
 from service.simulation.disk import Disk
 from service.simulation.process import Process
 from service.simulation.run import Simulation, run_seed
 from service.simulation.wire import Wire
 from service.simulation.world import VirtualClock
+from service.store import rows
 from service.store.sqlite import SqliteStore, _put_position
+from service.trading.cooldowns import Cooldowns
 from service.trading.protecting import Protector
 
 SEEDS = 200
@@ -78,6 +81,21 @@ def test_sending_before_the_id_is_durable_is_found(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(SqliteStore, "save_intent", save_position_only)
     assert found("before it was written down")
+
+
+def test_forgetting_cooldowns_at_a_restart_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Cooldowns, "restore", lambda self, kept, now_ms: None)
+    assert found("within its symbol's cooldown")
+
+
+def test_forgetting_orders_that_have_not_ended_is_found(monkeypatch: pytest.MonkeyPatch):
+    outbox_rows = rows.outbox_rows
+
+    def ended_only(records):
+        return outbox_rows([r for r in records if not isinstance(r, Order) or r.status.final])
+
+    monkeypatch.setattr(rows, "outbox_rows", ended_only)
+    assert found("lacks a state of an order")
 
 
 class TwoInstances(Simulation):

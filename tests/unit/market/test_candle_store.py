@@ -403,7 +403,7 @@ def test_a_writer_killed_inside_an_append_loses_that_row_only(path):
 
 def test_candles_are_dropped_when_the_machine_went_down_with_the_file_open(path, monkeypatch):
     kill_while_writing(path, rows_left_odd=False)
-    monkeypatch.setattr(candles_module, "_boot_id", lambda: b"another boot")
+    monkeypatch.setattr(candles_module, "boot_id", lambda: "another boot")
     store = open_store(path)
     assert [(name, store.count(row, "5m")) for row, name in store.symbols()] == [("A", 0), ("B", 0)]
     store.close()
@@ -413,7 +413,7 @@ def test_candles_survive_a_reboot_after_an_orderly_close(path, monkeypatch):
     store = open_store(path)
     store.append(store.add_symbol("A"), "5m", series(3))
     store.close()
-    monkeypatch.setattr(candles_module, "_boot_id", lambda: b"another boot")
+    monkeypatch.setattr(candles_module, "boot_id", lambda: "another boot")
     again = open_store(path)
     assert again.rows_since(0, "5m", 0) == series(3)
     again.close()

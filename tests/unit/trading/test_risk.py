@@ -62,6 +62,7 @@ def test_a_calm_account_lets_a_signal_pass():
         (with_(marks=marks(day_start=1040.0)), RefusalReason.CAUTION, ("0.0385", "0.03")),
         (with_(stale_symbols=frozenset({"AUSDT"})), RefusalReason.STALE_DATA, ()),
         (with_(held_symbols=frozenset({"AUSDT"})), RefusalReason.SYMBOL_HELD, ()),
+        (with_(cooling={"AUSDT": 12.34}), RefusalReason.COOLDOWN, ("12.3", "60")),
         (with_(open_positions=3), RefusalReason.MAX_POSITIONS, ("3",)),
     ],
 )
