@@ -143,11 +143,13 @@ class Archive(Protocol):
 
 
 class StateStore(Protocol):
-    """Durable state: what a restart must know. Each call is one transaction, durable on return.
+    """Durable state: what a restart must know. Each call takes effect whole, and is durable on return.
 
-    Calls take effect in the order made; a cancelled one takes effect whole or not at all. They raise
-    DataDirectoryUnusable (nothing was written that the next try would not repair: call again later),
-    StateConflict (what is asked for contradicts what is kept) and LeaseLost (another perpd writes now).
+    Calls take effect in the order made, except `save_shadows`, `open_shadows`, `archived`, `unarchived` and
+    `prune`, which keep their order among themselves and may come after calls made later. A cancelled one
+    takes effect whole or not at all. They raise DataDirectoryUnusable (nothing was written that the next
+    try would not repair: call again later), StateConflict (what is asked for contradicts what is kept) and
+    LeaseLost (another perpd writes now).
     """
 
     async def save_order(self, order: Order) -> None: ...

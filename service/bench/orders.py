@@ -3,6 +3,7 @@
 import argparse
 import statistics
 
+from service.bench.disk import asking_disk
 from service.bench.machine import machine
 from service.bench.observed import observe
 from service.bench.processes import BenchFailed
@@ -16,7 +17,9 @@ MEASURES = (
     "handed to the executor until its request is handed to the socket, one durable write included; the wait "
     "for the venue to set a leverage is left out and told apart. Stop: from the entry's booked fill until "
     "the stop's request is handed to the socket, one durable write included. What the state store took of "
-    "it, its thread's queue and the disk's sync included, is told apart: a busy disk shows there."
+    "it, its thread's queue and the disk's sync included, is told apart: a busy disk shows there. Disk "
+    "alone: as many bytes as an entry's, over a file that is long enough, written and synced five times a "
+    "second beside all that."
 )
 GOAL_MS = 5.0
 LEAST_ORDERS = 3
@@ -51,7 +54,8 @@ def measure(args: argparse.Namespace) -> Result:
         "risk.max_margin_fraction": 0.002,
         "kill.loss_streak": 0,
     }
-    seen = observe(settings, every=max(args.cycles // 10, 1), orders=True)
+    with asking_disk() as disk_ms:
+        seen = observe(settings, every=max(args.cycles // 10, 1), orders=True)
     found = seen.end["orders"]
     entries, stops = found["entry_ms"], found["stop_ms"]
     if min(len(entries), len(stops)) < LEAST_ORDERS:
@@ -63,10 +67,13 @@ def measure(args: argparse.Namespace) -> Result:
     stop_without = [whole - part for whole, part in zip(stops, found["stop_store_ms"], strict=True)]
     figures = (
         *_figures("entry, decision to wire", entries, GOAL_MS),
+        *_figures("entry, in the state store", found["entry_store_ms"]),
         *_figures("entry, without the state store", without),
         *_figures("entry, with the venue's leverage", with_leverage),
         *_figures("stop, fill to wire", stops, GOAL_MS),
+        *_figures("stop, in the state store", found["stop_store_ms"]),
         *_figures("stop, without the state store", stop_without),
+        *_figures("disk alone, write and sync", disk_ms),
         Figure("entries measured", len(entries), "orders", "more"),
         Figure("stops measured", len(stops), "orders", "more"),
         Figure("symbols followed", seen.samples[-1]["symbols"], "symbols", "more"),
@@ -74,7 +81,7 @@ def measure(args: argparse.Namespace) -> Result:
     )
     names = ("symbols", "candles", "workers", "cycles", "speed", "positions", "seed")
     parameters = {name: getattr(args, name) for name in names}
-    details = {"orders": found, "summary": seen.summary, "said": seen.said}
+    details = {"orders": found, "disk_ms": disk_ms, "summary": seen.summary, "said": seen.said}
     return Result(NAME, MEASURES, parameters, facts, figures, details)
 
 

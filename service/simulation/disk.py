@@ -15,6 +15,7 @@ import msgspec
 from service.records import Order, Record
 from service.store import sqlite
 from service.store.rows import to_order
+from service.store.turns import Turns
 
 NO_THREADS = ThreadPoolExecutor(max_workers=1)  # never used: a virtual loop runs calls itself
 
@@ -65,7 +66,7 @@ class Disk:
         return [to_order(raw) for (raw,) in self.database.execute("select payload from order_states")]
 
     def store(self) -> sqlite.SqliteStore:
-        return sqlite.SqliteStore(self.database, NO_THREADS, Path("state"))
+        return sqlite.SqliteStore(Turns(self.database, NO_THREADS), Path("state"))
 
     def archive(self) -> MemoryArchive:
         return MemoryArchive(self.records)

@@ -242,9 +242,9 @@ class PostgresStore:
         return [rows.from_outbox(stream, row[0]) for row in found]
 
     async def archived(self, records: Sequence[tuple[str, Record]]) -> None:
-        gone = [(name, payload) for name, _, payload in (rows.outbox_row(*record) for record in records)]
         sql = "delete from outbox where name = $1 and payload = $2"
-        await self._write(lambda db: db.executemany(sql, gone))
+        if gone := rows.outbox_marks(records):
+            await self._write(lambda db: db.executemany(sql, gone))
 
     async def get_value(self, key: str) -> str | None:
         found = await self._read("select value from settings where name = $1", key)

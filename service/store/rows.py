@@ -111,6 +111,12 @@ def outbox_rows(records: Sequence[Record]) -> list[OutboxRow]:
     return found
 
 
+def outbox_marks(records: Sequence[tuple[str, Record]]) -> list[tuple[str, str]]:
+    """Name and payload of the rows that records, each of a stream, may have there: few orders have one."""
+    found = (outbox_row(stream, record) for stream, record in records if outbox_rows((record,)))
+    return [(name, payload) for name, _, payload in found]
+
+
 def from_outbox(stream: str, payload: str) -> Record:
     return _of_stream[stream].decode(payload)
 

@@ -1,12 +1,13 @@
-"""Durable state in one SQLite file: WAL, one writer thread, each call one transaction.
+"""Durable state in one SQLite file: WAL, one writer thread, each call whole or not at all.
 
 `synchronous=FULL`: a call that returned survives power loss. One dedicated thread owns the
-connection, so no call blocks the loop, none meets a lock, and calls take effect in the order made.
+connection, so no call blocks the loop, none meets a lock, and calls take effect in the order made, but
+for those that no order waits for: see `turns`.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -28,15 +29,15 @@ from service.records import (
     ShadowPosition,
     Signal,
 )
-from service.store import rows
+from service.store import rows, wal
 from service.store.schema import SQLITE
+from service.store.turns import Turns, Work
 
 log = structlog.get_logger("store.sqlite")
 
 Result = TypeVar("Result")
 
 BUSY_MS = 5_000
-LOG_LIMIT_BYTES = 8_388_608  # the write-ahead log is cut back to this after a checkpoint
 
 
 @asynccontextmanager
@@ -50,7 +51,12 @@ async def open_sqlite(path: Path) -> AsyncIterator["SqliteStore"]:
     try:
         connection = await loop.run_in_executor(thread, connect, path)
         try:
-            yield SqliteStore(connection, thread, path)
+            await loop.run_in_executor(thread, wal.lengthen, connection, path)
+            turns = Turns(connection, thread, upkeep=wal.fold, upkeep_after=wal.FOLD_AFTER)
+            try:
+                yield SqliteStore(turns, path)
+            finally:
+                turns.finish()
         finally:
             await asyncio.shield(loop.run_in_executor(thread, connection.close))
     finally:
@@ -63,9 +69,8 @@ class SqliteStore:
     Raises: DataDirectoryUnusable: the file cannot be written; StateConflict: a constraint refuses it.
     """
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
-        self._connection = connection
-        self._thread = thread
+    def __init__(self, turns: Turns, path: Path) -> None:
+        self._turns = turns
         self._path = path
 
     async def save_order(self, order: Order) -> None:
@@ -146,10 +151,10 @@ class SqliteStore:
             oldest_ms = newest_ms - rows.SHADOWS_KEPT_MS
             db.execute("delete from shadows where closed_ms between 1 and ?", (oldest_ms,))
 
-        await self._write(write)
+        await self._write(write, put_off=True)
 
     async def open_shadows(self) -> list[ShadowPosition]:
-        found = await self._read("select payload from shadows where closed_ms = 0")
+        found = await self._read("select payload from shadows where closed_ms = 0", put_off=True)
         return [rows.to_shadow(row[0]) for row in found]
 
     async def save_signal_decided(
@@ -187,13 +192,14 @@ class SqliteStore:
         return await self._write(write)
 
     async def unarchived(self, stream: str) -> list[Record]:
-        found = await self._read("select payload from outbox where stream = ? order by name", stream)
+        sql = "select payload from outbox where stream = ? order by name"
+        found = await self._read(sql, stream, put_off=True)
         return [rows.from_outbox(stream, row[0]) for row in found]
 
     async def archived(self, records: Sequence[tuple[str, Record]]) -> None:
-        gone = [(name, payload) for name, _, payload in (rows.outbox_row(*record) for record in records)]
         sql = "delete from outbox where name = ? and payload = ?"
-        await self._write(lambda db: _execute_many(db, sql, gone))
+        if gone := rows.outbox_marks(records):
+            await self._write(lambda db: _execute_many(db, sql, gone), put_off=True)
 
     async def get_value(self, key: str) -> str | None:
         found = await self._read("select value from settings where name = ?", key)
@@ -237,8 +243,8 @@ class SqliteStore:
 
     async def prune(self, now_ms: int) -> int:
         ended_ms = now_ms - rows.ENDED_KEPT_MS
-        deleted = await self._write(lambda db: _prune_passed(db, now_ms, ended_ms))
-        while some := await self._write(lambda db: _prune_ended(db, ended_ms)):
+        deleted = await self._write(lambda db: _prune_passed(db, now_ms, ended_ms), put_off=True)
+        while some := await self._write(lambda db: _prune_ended(db, ended_ms), put_off=True):
             deleted += some
         return deleted
 
@@ -254,27 +260,15 @@ class SqliteStore:
 
         return await self._write(write)
 
-    async def _read(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-        return await self._run(lambda db: db.execute(sql, arguments).fetchall())
+    async def _read(self, sql: str, *arguments: object, put_off: bool = False) -> list[tuple[Any, ...]]:
+        return await self._run(lambda db: db.execute(sql, arguments).fetchall(), put_off=put_off)
 
-    async def _write(self, change: Callable[[sqlite3.Connection], Result]) -> Result:
-        def transaction(db: sqlite3.Connection) -> Result:
-            db.execute("begin immediate")
-            try:
-                result = change(db)
-                db.execute("commit")
-            except BaseException:
-                if db.in_transaction:  # a full disk may have ended it already
-                    db.execute("rollback")
-                raise
-            return result
+    async def _write(self, change: Work[Result], *, put_off: bool = False) -> Result:
+        return await self._run(change, writes=True, put_off=put_off)
 
-        return await self._run(transaction)
-
-    async def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        loop = asyncio.get_running_loop()
+    async def _run(self, work: Work[Result], *, writes: bool = False, put_off: bool = False) -> Result:
         try:
-            return await loop.run_in_executor(self._thread, work, self._connection)
+            return await self._turns.make(work, writes=writes, put_off=put_off)
         except sqlite3.IntegrityError as error:
             raise StateConflict(f"{self._path}: {error}") from error
         except sqlite3.OperationalError as error:
@@ -292,9 +286,7 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         db.execute(f"pragma busy_timeout = {BUSY_MS}")
         _check(db, path)
-        db.execute("pragma journal_mode = wal")
-        db.execute("pragma synchronous = full")
-        db.execute(f"pragma journal_size_limit = {LOG_LIMIT_BYTES}")
+        wal.prepare(db)
         db.execute("pragma cache_size = -1024")  # KiB; every query is by key, so little is enough
         _migrate(db, path)
     except sqlite3.OperationalError as error:

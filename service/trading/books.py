@@ -1,7 +1,7 @@
 """What is known of our orders and positions: in memory, and written down in the store.
 
-One `lock` keeps it: whoever changes an order or a position holds it. A store that cannot be written
-stops entries and nothing else.
+One `lock` keeps it: whoever changes an order or a position holds it, except who makes a new order. A store
+that cannot be written stops entries and nothing else.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ ZERO = Decimal(0)
 
 
 class Books:
-    """Shared by the parts of the executor; read freely, change with `lock` held."""
+    """Shared by the parts of the executor; read freely, change with `lock` held, but for a new order."""
 
     def __init__(
         self, store: StateStore, outbox: Outbox, clock: Clock, recorder: Recorder, cooldowns: Cooldowns
@@ -41,6 +41,7 @@ class Books:
         self.filled: dict[str, Decimal] = {}  # booked per order in `orders`
         self.changed: dict[str, asyncio.Event] = {}  # per order somebody waits for
         self.positions: dict[str, Position] = {}  # not closed, meant to be ones included
+        self.begun: set[str] = set()  # of `positions`, begun in this run: all their orders are in `orders`
         self.entered: dict[str, Decimal] = {}  # quantity entered per open position
         self.meant: dict[str, CloseReason] = {}  # why we are closing, per position
         self.unprotected_since: dict[str, float] = {}  # position to monotonic seconds
@@ -177,7 +178,9 @@ class Books:
         leave the position without its stop.
         """
         attempt = 0
-        while (name := client_order_id(position_id, leg, attempt)) in self.orders or await self._stored(name):
+        while (name := client_order_id(position_id, leg, attempt)) in self.orders or (
+            position_id not in self.begun and await self._stored(name)
+        ):
             attempt += 1
         return name
 
@@ -238,7 +241,7 @@ class Books:
                 except StateConflict as error:
                     self.quarantine(record.symbol, error)
                 del self.unsaved[name]
-            self.store_failing = False
+            self.store_failing = bool(self.unsaved)  # a new order's write may have failed meanwhile
         log.info("state can be written again")
 
     def note_store(self, error: DataDirectoryUnusable) -> None:

@@ -83,6 +83,7 @@ class Opener:
             self._books.note_store(error)
             return Refused(reason=RefusalReason.ENTRIES_OFF, detail=f"state cannot be written: {error}")
         self._books.positions[name] = position
+        self._books.begun.add(name)
         failure = await self._sender.send(request, order)
         if failure is not None and failure.reaction is Reaction.REFRESH_RULES:
             request, failure = await self._once_more(request, approved, failure)

@@ -3,10 +3,17 @@
 They wait here, so that a full disk never holds up a stop. Entries are off while the archive cannot be
 written: what gathers is what ends the positions that are open.
 
+<<<<<<< HEAD
 The store keeps each fill, adjustment, state of an order and closed position until it is told that the archive
 has it: what a crash took from the queue is put at the next start. A crash between the archive and the store
 puts some again, equal to the first; of a position told again, the newest counts. Of a position that opens or
 moves its stop, the states in the queue may be lost; the store has the last.
+=======
+The store keeps each fill, adjustment, ended order and closed position until it is told that the archive has
+it: what a crash took from the queue is put at the next start. A crash between the archive and the store puts
+some again, equal to the first; of a position told again, the newest counts. Of an order that has not ended,
+and of a position that opens or moves its stop, the states in the queue may be lost; the store has the last.
+>>>>>>> 74b849d (Let store calls that wait share a sync, and fold the log when idle)
 """
 
 import asyncio
@@ -46,7 +53,10 @@ class Outbox:
         self._recorder = recorder
         self._store = store
         self._queue: asyncio.Queue[Item] = asyncio.Queue(OUTBOX_RECORDS)
-        self._unmarked: list[Item] = []  # in the archive, and the store could not be told
+        self._unmarked: list[Item] = []  # in the archive, and the store was not told yet
+        self._unmarked_more = asyncio.Event()
+        self._marked = asyncio.Event()  # the store was told, or could not be
+        self._marked.set()
         self._restored = False
 
     @property
@@ -80,20 +90,23 @@ class Outbox:
         try:
             async with asyncio.timeout(OUTBOX_LIMIT_S):
                 await self.written()
+                await self._marked.wait()
         except TimeoutError:
-            log.error("records did not reach the archive", records=self.depth)
+            log.error("records did not reach the archive", records=self.depth, unmarked=len(self._unmarked))
 
     async def run(self) -> None:
-        """Hand records to the archive until cancelled."""
-        while True:
-            batch = [await self._queue.get()]
-            while len(batch) < AT_ONCE and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            try:
-                await self._hand_over(batch)
-            finally:
-                for _ in batch:
-                    self._queue.task_done()
+        """Hand records to the archive until cancelled; what the store takes to hear of it holds none up."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._mark(), name="trading.records.mark")
+            while True:
+                batch = [await self._queue.get()]
+                while len(batch) < AT_ONCE and not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
+                try:
+                    await self._hand_over(batch)
+                finally:
+                    for _ in batch:
+                        self._queue.task_done()
 
     async def _hand_over(self, batch: list[Item]) -> None:
         for stream, record in batch:
@@ -101,14 +114,26 @@ class Outbox:
                 await self._archive.put(stream, record)
             except ValueError as error:  # a record that no archive takes must not hold up the others
                 self._discarded(stream, record, str(error))
-        done = [*self._unmarked, *batch]
-        try:
-            await self._store.archived(done)
-        except (DataDirectoryUnusable, LeaseLost) as error:
-            self._unmarked = done[-OUTBOX_RECORDS:]  # those beyond are put again at the next start
-            log.debug("the store does not know yet what is archived", records=len(done), reason=str(error))
-        else:
-            self._unmarked = []
+        self._unmarked += batch
+        self._marked.clear()
+        self._unmarked_more.set()
+
+    async def _mark(self) -> None:
+        """Tell the store what the archive has, until cancelled; what it does not take goes with the next."""
+        while True:
+            await self._unmarked_more.wait()
+            self._unmarked_more.clear()
+            done, self._unmarked = self._unmarked, []
+            try:
+                await self._store.archived(done)
+            except (DataDirectoryUnusable, LeaseLost) as error:
+                # those beyond are put again at the next start
+                self._unmarked = [*done, *self._unmarked][-OUTBOX_RECORDS:]
+                log.debug(
+                    "the store does not know yet what is archived", records=len(done), reason=str(error)
+                )
+            if not self._unmarked_more.is_set():
+                self._marked.set()
 
     def _discarded(self, stream: str, record: Record, reason: str) -> None:
         self._recorder.count("trading.records_discarded")

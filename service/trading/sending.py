@@ -106,10 +106,12 @@ class Sender:
             self._books.remember(order)
             await self._bookkeeper.tell(order, Refused(f"nothing was sent: {halted}"))
             return Failure(code=0, detail=f"nothing was sent: {halted}")
+        if request.purpose is not OrderPurpose.ENTRY:  # an entry was written with its position
+            # Nobody else changes an order before it is sent. With the lock, a stop would wait for what is
+            # written of its entry; without, the two share a sync.
+            await self._books.save_order(order)
         async with self._books.lock:
-            if request.purpose is not OrderPurpose.ENTRY:
-                await self._books.save_order(order)
-            else:
+            if request.purpose is OrderPurpose.ENTRY:
                 self._books.remember(order)
             order = step(order, Sent(), self._clock.now_ms()).order
             self._books.orders[name] = order

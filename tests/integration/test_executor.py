@@ -85,6 +85,51 @@ async def test_an_entry_is_written_down_before_it_is_sent(tmp_path: Path):
     assert written == [1, 1, 1]
 
 
+async def test_a_stop_is_written_down_while_what_became_of_its_entry_still_is(desk: Desk, monkeypatch):
+    save_fill, save_order = desk.store.save_fill, desk.store.save_order
+    filled, asked, go_on = asyncio.Event(), [], asyncio.Event()
+
+    async def save_fill_and_tell(*args, **words):
+        filled.set()
+        return await save_fill(*args, **words)
+
+    async def save_order_slowly(order: Order) -> None:
+        asked.append(order.purpose)
+        if filled.is_set() and order.purpose is OrderPurpose.ENTRY:
+            await go_on.wait()
+        await save_order(order)
+
+    monkeypatch.setattr(desk.store, "save_fill", save_fill_and_tell)
+    monkeypatch.setattr(desk.store, "save_order", save_order_slowly)
+    opening = asyncio.create_task(opened(desk))
+    await until(lambda: OrderPurpose.STOP in asked)
+    assert desk.venue.resting(OrderPurpose.STOP) == []
+    go_on.set()
+    assert (await opening).protected_ms > 0
+    assert await desk.equal()
+
+
+async def test_the_ids_of_a_position_begun_in_this_run_are_told_without_the_store(desk: Desk, monkeypatch):
+    asked: list[str] = []
+    order = desk.store.order
+
+    async def noted(name: str) -> Order | None:
+        asked.append(name)
+        return await order(name)
+
+    monkeypatch.setattr(desk.store, "order", noted)
+    position = await opened(desk)
+    legs = (position.stop_order_id, position.target_order_id)
+    assert not {*legs} & {*asked}
+    desk.executor._books.begun.clear()  # as after a restart
+    assert await desk.executor._books.next_id(position.position_id, "exit") in asked
+    desk.venue.trigger(OrderPurpose.STOP, "99")
+    await desk.closed()
+    asked.clear()
+    assert await desk.executor._books.next_id(position.position_id, "stop") not in legs
+    assert legs[0] in asked, "a position that comes back is looked up"
+
+
 @pytest.mark.parametrize(
     ("purpose", "mark", "reason", "pnl"),
     [(OrderPurpose.STOP, "99", "stop", -2), (OrderPurpose.TARGET, "102", "target", 4)],

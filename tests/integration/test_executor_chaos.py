@@ -122,10 +122,10 @@ def fail_writes(desk: Desk, venue: Unreliable) -> None:
     """The disk is full now and then."""
     write = desk.store._write
 
-    async def flaky(change: Callable[..., Any]) -> Any:
+    async def flaky(change: Callable[..., Any], **words: Any) -> Any:
         if venue.hits(0.5):
             raise DataDirectoryUnusable("full")
-        return await write(change)
+        return await write(change, **words)
 
     desk.store._write = flaky  # type: ignore[method-assign]
 

@@ -104,10 +104,10 @@ async def test_a_store_that_cannot_be_told_is_told_with_the_next_record(tmp_path
         await store.save_position(second)
         monkeypatch.setattr(store, "archived", full)
         outbox.put("positions", first)
-        await outbox.written()
+        await outbox.close()
         monkeypatch.setattr(store, "archived", real)
         outbox.put("positions", second)
-        await outbox.written()
+        await outbox.close()
         run.cancel()
         assert await store.unarchived("positions") == []
         assert archive.of("positions") == [first, second]
