@@ -91,6 +91,10 @@ def _say(words: str) -> None:
     print(words, flush=True)  # noqa: T201
 
 
+def _warn(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)  # noqa: T201
+
+
 def _ls(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
     from service.archive.listing import files, streams
 
@@ -180,7 +184,8 @@ def _tail(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
     streams = [_stream(name) for name in args.stream]
     conditions = [condition(text) for text in args.where]
     try:
-        for record in tail(directory, streams, conditions, args.lines, follow=not args.no_follow):
+        follow = not args.no_follow
+        for record in tail(directory, streams, conditions, args.lines, follow=follow, warn=_warn):
             _say(json.dumps(record, separators=(",", ":"), ensure_ascii=False))
     except KeyboardInterrupt:
         sys.stdout.flush()
