@@ -120,6 +120,11 @@ def file_time(at_ms: int) -> str:
     return f"{moment:%Y%m%dT%H%M%S}.{at_ms % 1000:03d}Z"
 
 
+def utc_time(at_ms: int) -> str:
+    """A time for a reader, to the second."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def parse_time(text: str) -> int:
     """Milliseconds since the Unix epoch of an ISO 8601 time, UTC when it names no zone.
 

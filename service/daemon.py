@@ -23,7 +23,7 @@ from service.archive.archiver import DataArchiver, archiving
 from service.archive.keeper import Keeper
 from service.clock import WallClock
 from service.cycle import CLOSE_TO_SIGNAL, Parts, run_cycle
-from service.directory import data_directory
+from service.directory import claim, data_directory
 from service.errors import (
     EXIT_FAILURE,
     EXIT_OK,
@@ -35,6 +35,7 @@ from service.errors import (
     VenueError,
 )
 from service.exchange.gate import Gate
+from service.exchange.recording import check_market
 from service.exchange.venue import Venue, open_venue
 from service.gauges import Gauges, archive_gauges, cache_gauges, delay_gauges, trading_gauges
 from service.learning.feature_cache import FeatureCache
@@ -100,6 +101,8 @@ def run(loaded: Loaded, nursery: "Nursery | None") -> int:
     configure(loaded.settings.log, secrets=loaded.secrets.values(), unlimited=(RUN_SUMMARY, "cycle"))
     summary = RunSummary()
     try:
+        if loaded.settings.run.mode == "sim" and not loaded.settings.sim.url:
+            check_market(loaded.settings.sim)
         with (
             data_directory(loaded.settings) as directory,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -108,6 +111,8 @@ def run(loaded: Loaded, nursery: "Nursery | None") -> int:
         code = EXIT_RESTART if summary.exit_reason == MEMORY_CRITICAL else EXIT_OK
     except BaseException as error:  # noqa: BLE001 - the last resort: said once, and the process ends
         code = _explain(error)
+        if not summary.began:
+            return code
         summary.exit_reason = "error"
     # Whatever the level: the last line of a run is always there.
     configure(msgspec.structs.replace(loaded.settings.log, level="info"), secrets=loaded.secrets.values())
@@ -185,6 +190,7 @@ async def _trade(
 
                 gate = Gate(state.lease.may_send, bans.until_ms, bans.add)
                 await require(loaded, directory, venue.access, gate)
+            claim(settings, directory)
             cache = _feature_cache(loaded, venue.clock.speed, directory, monitor)
             opened = OpenDaemon(
                 settings,
@@ -502,6 +508,7 @@ class OpenDaemon:
                 self.marks.started()
                 log.info("trading", symbols=len(universe.symbols))
                 self.notifier.ready("trading")
+                summary.began = True
                 started.set()
                 await self._cycles(summary, universe)
                 await self._drain(summary)

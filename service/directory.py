@@ -42,7 +42,7 @@ def data_path(settings: Settings) -> Path:
 
 @contextmanager
 def data_directory(settings: Settings) -> Iterator[Path]:
-    """Hold the data directory while the block runs.
+    """Hold the data directory while the block runs. A new one is nobody's until `claim`.
 
     Raises: DataDirectoryUnusable: not writable, full, held by another daemon, or of another market.
     """
@@ -54,7 +54,7 @@ def data_directory(settings: Settings) -> Iterator[Path]:
     with locked(directory):
         try:
             _probe(directory)
-            _claim(directory, name)
+            _check_mark(directory, name)
         except OSError as error:
             raise _unusable(directory, error) from None
         yield directory
@@ -115,16 +115,27 @@ def _probe(directory: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _claim(directory: Path, name: str) -> None:
-    mark = directory / MARK
+def _check_mark(directory: Path, name: str) -> None:
     found = marked_name(directory)
-    if found:
-        if found != name:
-            raise DataDirectoryUnusable(
-                f"data directory {directory} holds the books of {found!r}, this run is {name!r}; "
-                "name another with --data-dir"
-            )
+    if found and found != name:
+        raise DataDirectoryUnusable(
+            f"data directory {directory} holds the books of {found!r}, this run is {name!r}; "
+            "name another with --data-dir"
+        )
+
+
+def claim(settings: Settings, directory: Path) -> None:
+    """Mark a directory that is held with whose books it holds from now on.
+
+    Not before the market is open: a start that fails over a mistyped market leaves the directory to the next.
+    Raises: DataDirectoryUnusable: not writable.
+    """
+    if marked_name(directory):
         return
+    mark = directory / MARK
     temporary = mark.with_suffix(".new")
-    temporary.write_text(json.dumps({"books": name}) + "\n")
-    temporary.replace(mark)
+    try:
+        temporary.write_text(json.dumps({"books": market_name(settings)}) + "\n")
+        temporary.replace(mark)
+    except OSError as error:
+        raise _unusable(directory, error) from None

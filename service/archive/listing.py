@@ -4,13 +4,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.archive.catalog import Segment, catalog
+from service.archive.catalog import Segment, catalog, seen_by_training
+from service.archive.retention import TRAINING_STREAMS
 from service.archive.schema import STREAMS
 from service.archive.segments import last_envelope
 
 
 def streams(directory: Path) -> list[dict[str, Any]]:
-    """A row for each stream."""
+    """A row for each stream. `seen`: the last number that training has taken in; None where it takes none."""
+    seen = seen_by_training(directory)
     rows = []
     for stream in STREAMS:
         found = catalog(directory, stream)
@@ -29,6 +31,7 @@ def streams(directory: Path) -> list[dict[str, Any]]:
                 "from": found[0].path.parent.name if found else "",
                 "until": _moment(last_ms),
                 "files": len(found),
+                "seen": seen.get(stream, 0) if stream in TRAINING_STREAMS else None,
                 **{f"{state}_bytes": size for state, size in by_state.items()},
             }
         )

@@ -31,6 +31,26 @@ class Removal(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Held(msgspec.Struct, frozen=True):
+    """The oldest segments of one stream, which the settings no longer keep and training has not seen."""
+
+    stream: str
+    segments: list[Segment]
+    seen: int  # the last number that training has taken in; 0 when none
+
+    @property
+    def words(self) -> str:
+        last = self.segments[-1].manifest
+        assert last is not None
+        size_bytes = sum(segment.size_bytes for segment in self.segments)
+        seen = f"has seen up to {self.seen}" if self.seen else "has seen nothing"
+        return (
+            f"{self.stream}: {len(self.segments)} segments, {size_bytes} bytes, numbers "
+            f"{self.segments[0].first} to {last.last}, are past archive.keep_days or keep_mb and stay: "
+            f"training {seen} of this stream"
+        )
+
+
 def plan(
     directory: Path, keep_days: Mapping[str, float], keep_mb: Mapping[str, float], *, now_ms: int
 ) -> list[Removal]:
@@ -39,19 +59,42 @@ def plan(
     The caller holds the lock of upkeep until it has pruned: a plan is of the segments that are there.
     Raises: SettingsInvalid: an entry names no stream.
     """
+    return _planned(directory, keep_days, keep_mb, now_ms, seen_by_training(directory))
+
+
+def held_back(
+    directory: Path, keep_days: Mapping[str, float], keep_mb: Mapping[str, float], *, now_ms: int
+) -> list[Held]:
+    """What the settings would remove beyond `plan`, had training seen all. Raises as it does."""
+    seen = seen_by_training(directory)
+    removed = {one.segment.path for one in _planned(directory, keep_days, keep_mb, now_ms, seen)}
+    beyond: dict[str, list[Segment]] = {}
+    for removal in _planned(directory, keep_days, keep_mb, now_ms, None):
+        if removal.segment.path not in removed:
+            beyond.setdefault(removal.segment.stream, []).append(removal.segment)
+    return [Held(stream, segments, seen.get(stream, 0)) for stream, segments in beyond.items()]
+
+
+def _planned(
+    directory: Path,
+    keep_days: Mapping[str, float],
+    keep_mb: Mapping[str, float],
+    now_ms: int,
+    seen: Mapping[str, int] | None,
+) -> list[Removal]:
+    """Args: seen: None is as if training had seen all."""
     for name, table in (("keep_days", keep_days), ("keep_mb", keep_mb)):
         if unknown := set(table) - set(STREAMS) - {"default"}:
             raise SettingsInvalid(
                 f"archive.{name}: no stream {sorted(unknown)}; there are {', '.join(STREAMS)}, and default"
             )
-    seen = seen_by_training(directory)
     removals: list[Removal] = []
     for stream in STREAMS:
         found = catalog(directory, stream)
         newest_ms = max((segment.manifest.last_ms for segment in found if segment.manifest), default=0)
         days = keep_days.get(stream, keep_days.get("default", 0.0))
         size = keep_mb.get(stream, keep_mb.get("default", 0.0))
-        unseen = seen.get(stream, 0) if stream in TRAINING_STREAMS else None
+        unseen = seen.get(stream, 0) if seen is not None and stream in TRAINING_STREAMS else None
         removals += _plan_one(
             found, min(newest_ms, now_ms) - days * DAY_MS if days else None, size * MB or None, unseen
         )
@@ -95,7 +138,10 @@ def prune(directory: Path, removals: list[Removal]) -> int:
 
 
 def mark_seen(directory: Path, sequences: Mapping[str, int]) -> None:
-    """Training has taken in these streams up to these sequence numbers: what is older may be pruned."""
+    """Training has taken in these streams up to these sequence numbers: what is older may be pruned.
+
+    A mark never goes back. The caller holds the lock of upkeep. Raises OSError.
+    """
     known = seen_by_training(directory)
     merged = {name: max(known.get(name, 0), sequences.get(name, 0)) for name in {*known, *sequences}}
     write_numbers(directory / SEEN_NAME, merged)

@@ -3,12 +3,13 @@
 import operator
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from service.archive.fields import FieldWatch
 from service.archive.schema import STREAMS
 from service.archive.segments import segments
 from service.errors import EXIT_USAGE, PerpdError
@@ -25,7 +26,13 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 Record = dict[str, Any]
-Condition = Callable[[Record], bool]
+
+
+class Condition(NamedTuple):
+    """A test of a record, and the field it looks at."""
+
+    field: str
+    matches: Callable[[Record], bool]
 
 
 class ConditionInvalid(PerpdError):
@@ -57,20 +64,42 @@ def condition(text: str) -> Condition:
         except (TypeError, ValueError):
             return _OPERATORS[sign](str(value), wanted)
 
-    return test
+    return Condition(found[1], test)
 
 
 def tail(
-    directory: Path, streams: Sequence[str], conditions: Sequence[Condition], lines: int, *, follow: bool
+    directory: Path,
+    streams: Sequence[str],
+    conditions: Sequence[Condition],
+    lines: int,
+    *,
+    follow: bool,
+    warn: Callable[[str], None],
 ) -> Iterator[Record]:
-    """The last `lines` matching records of each stream, then those that come; each with its `stream`."""
-    followers = [_Follower(directory, stream) for stream in streams or STREAMS]
+    """The last `lines` matching records of each stream, then those that come; each with its `stream`.
+
+    Args: warn: is told once of each field of a condition that no record so far has.
+    """
+    streams = streams or list(STREAMS)
+    watch = FieldWatch(streams, (one.field for one in conditions))
+
+    def matching(records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            watch.look(record)
+            if all(one.matches(record) for one in conditions):
+                yield record
+
+    followers = [_Follower(directory, stream) for stream in streams]
     for follower in followers:
-        matching = [record for record in follower.last() if all(test(record) for test in conditions)]
-        yield from matching[-lines:] if lines else []
-    while follow:
+        found = list(matching(follower.last()))
+        yield from found[-lines:] if lines else []
+    while True:
+        for words in watch.missing():
+            warn(words)
+        if not follow:
+            return
         new = [record for follower in followers for record in follower.new()]
-        yield from (record for record in new if all(test(record) for test in conditions))
+        yield from matching(new)
         if not new:
             time.sleep(POLL_S)
 

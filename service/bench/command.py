@@ -33,10 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print. Raises BenchFailed, SettingsInvalid."""
+    from service.bench.place import cleaned_up_on_signal
     from service.bench.result import table
 
     _check(args)
-    result = _module(args.benchmark).measure(args)
+    with cleaned_up_on_signal():
+        result = _module(args.benchmark).measure(args)
     print(json.dumps(result.as_json()) if args.json else table(result))  # noqa: T201
     return EXIT_OK
 

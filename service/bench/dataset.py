@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from service.bench.machine import machine
+from service.bench.place import add_argument, place, temporary_in
 from service.bench.processes import BenchFailed, environment
 from service.bench.result import Figure, Result
 
@@ -21,6 +21,7 @@ MEASURES = (
     "build` and `describe` on it, each in a process of its own. A record is a signal with its outcome and 29 "
     "features. Peak memory: the kernel's highest resident size of the process."
 )
+BYTES_A_RECORD = 300  # 89 of history and 130 of chunks at 1,000,000 records, and what the build spills
 RATE_GOAL, PEAK_GOAL_MB = 200_000.0, 512.0
 
 
@@ -34,26 +35,19 @@ class _Done(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, default=10_000_000, metavar="N", help="default 10000000")
     parser.add_argument("--memory-mb", type=int, default=512, metavar="MB", help="of the build (512)")
+    add_argument(parser)
 
 
 def measure(args: argparse.Namespace) -> Result:
     facts = machine()
-    with tempfile.TemporaryDirectory(prefix="perpd-bench-") as directory:
-        place = Path(directory)
-        made = _perpd("dataset", "generate", "--records", str(args.records), "--out", str(place / "data"))
-        size = sum(file.stat().st_size for file in (place / "data").rglob("*.parquet"))
-        built = _perpd(
-            "dataset",
-            "build",
-            "--data-dir",
-            str(place / "data"),
-            "--out",
-            str(place / "set"),
-            "--memory-mb",
-            str(args.memory_mb),
-        )
-        manifest = json.loads((place / "set" / "manifest.json").read_text())
-        described = _perpd("dataset", "describe", str(place / "set"), "--json")
+    with place(args.directory, args.records * BYTES_A_RECORD) as directory:
+        data, out = directory / "data", directory / "set"
+        made = _perpd(directory, "generate", "--records", str(args.records), "--out", str(data))
+        size = sum(file.stat().st_size for file in data.rglob("*.parquet"))
+        memory = ("--memory-mb", str(args.memory_mb))
+        built = _perpd(directory, "build", "--data-dir", str(data), "--out", str(out), *memory)
+        manifest = json.loads((out / "manifest.json").read_text())
+        described = _perpd(directory, "describe", str(out), "--json")
     figures = (
         Figure("build", args.records / built.seconds, "records/s", "more", RATE_GOAL),
         Figure("build, peak memory", built.peak_mb, "MB", "less", PEAK_GOAL_MB),
@@ -70,17 +64,26 @@ def measure(args: argparse.Namespace) -> Result:
     return Result(NAME, MEASURES, parameters, facts, figures)
 
 
-def _perpd(*arguments: str) -> _Done:
-    """Run one command to its end. Raises BenchFailed."""
-    command = [sys.executable, "-m", "service", *arguments]
+def _perpd(directory: Path, *arguments: str) -> _Done:
+    """Run `perpd dataset ...` to its end, with its temporary files in the directory. Raises BenchFailed."""
+    command = [sys.executable, "-m", "service", "dataset", *arguments]
     began_s = time.monotonic()
     process: subprocess.Popen[Any] = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment() | temporary_in(directory),
     )
     assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)  # what the kernel counted of this process alone
+    try:
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)  # what the kernel counted of this process alone
+    except BaseException:
+        process.kill()  # or it would write on into a directory that is being removed
+        process.wait()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        raise BenchFailed(f"perpd {' '.join(arguments[:2])} ended with {process.returncode}: {output[-400:]}")
+        raise BenchFailed(f"perpd dataset {arguments[0]} ended with {process.returncode}: {output[-400:]}")
     return _Done(time.monotonic() - began_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,14 +42,16 @@ def environment() -> dict[str, str]:
     return kept
 
 
-def answer_of(module: str, spec: Any, pipes: tuple[int, ...] = ()) -> dict[str, Any]:
+def answer_of(
+    module: str, spec: Any, pipes: tuple[int, ...] = (), variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run `python -m module SPEC` and return the JSON object it prints last.
 
-    Args: pipes: descriptors it inherits. Raises: BenchFailed.
+    Args: pipes: descriptors it inherits; variables: of its environment, beside the user's.
+    Raises: BenchFailed.
     """
-    done = subprocess.run(
-        command(module, spec), capture_output=True, text=True, env=environment(), pass_fds=pipes
-    )
+    env = environment() | dict(variables or {})
+    done = subprocess.run(command(module, spec), capture_output=True, text=True, env=env, pass_fds=pipes)
     if done.returncode != 0:
         words = _tail(done.stderr or done.stdout)
         raise BenchFailed(f"{module} ended with exit code {done.returncode}: {words}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from service.bench.machine import machine
+from service.bench.place import add_argument, place, temporary_in
 from service.bench.processes import answer_of
 from service.bench.result import Figure, Result
 
@@ -23,6 +24,7 @@ MEASURES = (
 PEAK_GOAL_MB = 256.0
 RATIO_GOAL_PCT = 15.0
 MEMORY_MB = 256
+BYTES_A_RECORD = 300  # lines and Parquet at their most, 236 at 300,000 records, and what queries spill
 MB = 1024 * 1024
 QUERIES = {
     "refusals by reason": "SELECT reason, count(*) AS n FROM decisions GROUP BY reason ORDER BY n DESC",
@@ -42,17 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--records", type=int, default=1_000_000, metavar="N", help="in the archive (default 1000000)"
     )
-    parser.add_argument(
-        "--directory", type=Path, default=Path(), metavar="DIR", help="on the disk to use (default: here)"
-    )
+    add_argument(parser)
 
 
 def measure(args: argparse.Namespace) -> Result:
     facts = machine()
-    with tempfile.TemporaryDirectory(prefix="perpd-bench-", dir=args.directory) as place:
-        made = answer_of("service.bench.query", {"make": place, "records": args.records})
+    with place(args.directory, args.records * BYTES_A_RECORD) as directory:
+        archive, own = str(directory / "archive"), temporary_in(directory)
+        spec = {"make": archive, "records": args.records}
+        made = answer_of("service.bench.query", spec, variables=own)
         asked = {
-            name: answer_of("service.bench.query", {"ask": place, "sql": sql})
+            name: answer_of("service.bench.query", {"ask": archive, "sql": sql}, variables=own)
             for name, sql in QUERIES.items()
         }
     figures = [
@@ -106,7 +108,7 @@ def _make(spec: dict[str, Any]) -> dict[str, Any]:
 def _ask(spec: dict[str, Any]) -> dict[str, Any]:
     from service.archive.query import query
 
-    with tempfile.TemporaryDirectory(prefix="perpd-bench-", dir=Path(spec["ask"]).parent) as beside:
+    with tempfile.TemporaryDirectory() as beside:
         out = Path(beside) / "answer.json"
         query(Path(spec["ask"]), spec["sql"], format="json", out=out, memory_mb=MEMORY_MB)
         return {"rows": len(out.read_text().splitlines())}

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from service.output import check_output, output_errors
 
 if TYPE_CHECKING:
     from service.learning.dataset import Manifest
+    from service.learning.seen import Mark
+    from service.settings import Settings
 
 AddFlags = Callable[[argparse.ArgumentParser], None]
 Load = Callable[[argparse.Namespace], Any]
@@ -22,6 +24,7 @@ MEMORY_MB = 512
 PROCESS_MB = 232  # of the limit for Python, numpy and one chunk; the rest is DuckDB's
 LEAST_MB = 64  # less than this DuckDB cannot read lines in
 HOUR_MS = 3_600_000
+GRACE_HOURS = 1.0  # after which a signal without candles ends: see ShadowBook.expire
 
 
 def add_arguments(parser: argparse.ArgumentParser, add_source: AddFlags) -> None:
@@ -52,6 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser, add_source: AddFlags) -> None
     build.add_argument(
         "--memory-mb", type=int, default=MEMORY_MB, metavar="MB", help=f"for the process ({MEMORY_MB})"
     )
+    words = (
+        "mark what the dataset took in as seen by training: retention may then remove these records from the "
+        "archive by keep_days and keep_mb; the dataset keeps them"
+    )
+    build.add_argument("--mark-seen", action="store_true", help=words)
+    words = (
+        "with --mark-seen: do not wait for the outcome of a signal whose candle closed H hours before the "
+        "newest outcome, as a full book of shadows never followed it; default: wait for every one"
+    )
+    build.add_argument("--give-up-hours", type=float, metavar="H", help=words)
     describe = add(
         "describe", "class balance, feature ranges, missing values, drift between splits", _describe
     )
@@ -80,10 +93,14 @@ def _build(args: argparse.Namespace, load: Load) -> int:
     from service.archive.lock import only_upkeep
     from service.directory import data_path
 
-    archive = existing(data_path(load(args).settings) / "archive")
+    settings = load(args).settings
+    _check_give_up(args, settings)
+    archive = existing(data_path(settings) / "archive")
     check_versions(archive)
-    with only_upkeep(archive):  # no segment that is read may go meanwhile
-        manifest = _built(args, archive)
+    with only_upkeep(archive):  # no segment that is read may go meanwhile, and no other build may mark
+        manifest, marks = _built(args, archive)
+        if args.mark_seen:
+            _mark(args.out, archive, marks)
     _say(f"{args.out}: {manifest.kept:,} of {manifest.read:,} signals of {manifest.strategy}")
     for split in manifest.splits:
         _say(f"  {split.name}: {split.records:,} in {len(split.chunks)} chunks")
@@ -95,28 +112,81 @@ def _build(args: argparse.Namespace, load: Load) -> int:
         f"  labels joined one to one: {'yes' if manifest.one_to_one else 'no'} "
         f"({manifest.joined:,} signals, {manifest.outcomes:,} outcomes)"
     )
+    if args.mark_seen:
+        _say("\n".join(_told(marks, settings)))
     return EXIT_OK
 
 
-def _built(args: argparse.Namespace, archive: Path) -> "Manifest":
+def _check_give_up(args: argparse.Namespace, settings: "Settings") -> None:
+    hours = args.give_up_hours
+    if hours is None:
+        return
+    if not args.mark_seen:
+        raise SettingsInvalid("--give-up-hours: says what --mark-seen waits for; give both")
+    least = settings.trading.shadow_hours + GRACE_HOURS
+    if not hours >= least:
+        raise SettingsInvalid(
+            f"--give-up-hours: found {hours:g}, allowed is {least:g} or more: "
+            f"a signal is followed for trading.shadow_hours, {settings.trading.shadow_hours:g}, and an hour"
+        )
+
+
+def _mark(out: Path, archive: Path, marks: "list[Mark]") -> None:
+    """The dataset is there, whole and on disk, before the archive may lose what it was made of."""
+    from service.archive.numbers import SEEN_NAME
+    from service.archive.retention import mark_seen
+    from service.learning.dataset import Dataset
+
+    with output_errors(out):
+        Dataset(out).verify()
+    with output_errors(archive / SEEN_NAME):
+        mark_seen(archive, {mark.stream: mark.now for mark in marks})
+
+
+def _told(marks: "list[Mark]", settings: "Settings") -> Iterator[str]:
+    yield "seen by training, up to the record numbered:"
+    for mark in marks:
+        why = f"; the next is left out: {mark.why}" if mark.why else ""
+        yield f"  {mark.stream}: {mark.now:,} of {mark.last:,}, before {mark.before:,}{why}"
+    keep = settings.archive
+    if keep.keep_days or keep.keep_mb:
+        yield "retention may remove these by archive.keep_days and archive.keep_mb; the dataset keeps them"
+    else:
+        yield "these settings have no archive.keep_days and no archive.keep_mb: nothing is removed"
+
+
+def _built(args: argparse.Namespace, archive: Path) -> "tuple[Manifest, list[Mark]]":
+    from service.archive.catalog import pruned_until, seen_by_training
     from service.archive.duck import DuckError, OutOfMemory, connected
     from service.archive.query import define_views
     from service.learning.dataset import build
-    from service.learning.processor import MLDataProcessor
+    from service.learning.processor import Kept, MLDataProcessor
+    from service.learning.seen import ends, make_durable, marks, newest_outcome_ms, set_aside
 
     memory_mb = max(args.memory_mb - PROCESS_MB, LEAST_MB)
     try:
         with output_errors(args.out), connected(memory_mb, threads=2) as history:
             define_views(history, archive)
+            last = ends(history)
+            kept = Kept(seen_by_training(archive), {stream: pruned_until(archive, stream) for stream in last})
+            given_up_ms = 0
+            if args.give_up_hours is not None:
+                given_up_ms = newest_outcome_ms(history) - round(args.give_up_hours * HOUR_MS)
             processor = MLDataProcessor(
                 history,
                 strategy=args.strategy,
                 from_ms=_time("--from", args.since) if args.since else 0,
                 until_ms=_time("--until", args.until) if args.until else 2**62,
                 chunk_records=args.chunk_records,
+                kept=kept,
+                given_up_ms=given_up_ms,
             )
             embargo_ms = round(args.embargo_hours * HOUR_MS)
-            return build(processor, args.out, fractions=FRACTIONS, embargo_ms=embargo_ms)
+            manifest = build(processor, args.out, fractions=FRACTIONS, embargo_ms=embargo_ms)
+            if not args.mark_seen:
+                return manifest, []
+            make_durable(archive)
+            return manifest, marks(history, processor, last, kept, set_aside(archive))
     except OutOfMemory:
         raise HistoryUnusable(
             f"{memory_mb} MB, which --memory-mb {args.memory_mb} leaves for the history, are not enough; "

@@ -6,6 +6,7 @@ DIR/<split>-<number>.npz     arrays of one chunk, uncompressed, at most `chunk_r
 
 import contextlib
 import shutil
+import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from service.archive.segments import sync_directory, sync_file
 from service.errors import HistoryUnusable
 from service.learning.processor import Chunk, Counts, MLDataProcessor
 from service.learning.splits import SPLITS, Split, embargo_within, split_by_time
@@ -73,6 +75,34 @@ class Dataset:
             for name in files.chunks:
                 with np.load(self._directory / name, allow_pickle=False) as arrays:
                     yield Chunk(**{key: arrays[key] for key in Chunk._fields})
+
+    def verify(self) -> None:
+        """Read it all and bring it to the disk. Raises HistoryUnusable: it is not as its manifest says."""
+        for files in self.manifest.splits:
+            try:
+                found = sum(self._examples(chunk) for chunk in self.chunks(files.name))
+            except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                raise HistoryUnusable(
+                    f"{self._directory}: {files.name} cannot be read back: {error}"
+                ) from None
+            if found != files.records:
+                raise HistoryUnusable(
+                    f"{self._directory}: {files.name} has {found} examples, its manifest says {files.records}"
+                )
+            for name in files.chunks:
+                sync_file(self._directory / name)
+        sync_file(self._directory / MANIFEST)
+        for place in (self._directory, self._directory.resolve().parent):
+            sync_directory(place)
+
+    def _examples(self, chunk: Chunk) -> int:
+        """How many a chunk has. Raises ValueError: its arrays do not fit each other."""
+        records = chunk.opened_ms.size
+        if chunk.features.shape != (records, len(self.manifest.features)):
+            raise ValueError(f"features of the shape {chunk.features.shape} for {records} examples")
+        if any(len(column) != records for column in chunk):
+            raise ValueError(f"columns of different lengths, {records} examples")
+        return int(records)
 
 
 def build(

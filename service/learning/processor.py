@@ -6,7 +6,7 @@ ends.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,6 +58,23 @@ class Counts:
         return self.joined == self.outcomes and not self.dropped["recorded twice"]
 
 
+class Kept(NamedTuple):
+    """What earlier datasets took in of each stream, and what retention has removed since, by last number."""
+
+    seen: Mapping[str, int] = {}
+    pruned: Mapping[str, int] = {}
+
+
+NOTHING_YET = Kept()
+
+
+class LeftOut(NamedTuple):
+    """A signal that is not in the dataset and may be in a later one."""
+
+    seq: int
+    reason: str
+
+
 class _Window(NamedTuple):
     from_ms: int
     until_ms: int
@@ -67,7 +84,9 @@ class MLDataProcessor:
     """Builds examples from the views `signals`, `decisions`, `positions` and `shadow_outcomes`.
 
     Args: names: of the features; None takes those of the history's first signal; strategy: whose
-    signals; "" takes that of the first one.
+    signals; "" takes that of the first one; kept: tells an outcome that retention removed from one that
+    is still to come; given_up_ms: a signal without outcome that closed before it is not waited for by
+    `left_out`.
     """
 
     def __init__(
@@ -79,9 +98,15 @@ class MLDataProcessor:
         from_ms: int = 0,
         until_ms: int = 2**62,
         chunk_records: int = 50_000,
+        kept: Kept = NOTHING_YET,
+        given_up_ms: int = 0,
     ) -> None:
         """Raises HistoryUnusable: no signal lies in the span."""
         self._history = history
+        self._kept = kept
+        self._given_up_ms = given_up_ms
+        self.left_out: LeftOut | None = None
+        """The first signal that no dataset took in so far and a later one may; once all chunks are made."""
         self._chunk_records = chunk_records
         self._span = _Window(from_ms, until_ms)
         first = self._first(strategy)
@@ -144,7 +169,28 @@ class MLDataProcessor:
                where opened_ms between $from_ms and $until_ms and starts_with(signal_id, $prefix)""",
             self._bounds({"prefix": f"{self.strategy}:"}),
         ).fetchone()
+        return (int(found[0]) if found else 0) - self._count_bereft()
+
+    def _count_bereft(self) -> int:
+        """Outcomes that are still in the archive while retention has removed their signals."""
+        if not self._kept.pruned.get("signals"):
+            return 0
+        # A signal that was removed was archived before the first that is left, and its candle closed before.
+        found = self._history.execute(
+            """with oldest as (select arg_min(archived_ms, seq) as at_ms from signals)
+               select count(*) from shadow_outcomes
+               where opened_ms between $from_ms and $until_ms and starts_with(signal_id, $prefix)
+                 and opened_ms <= (select at_ms from oldest)
+                 and signal_id not in (select signal_id from signals
+                                       where candle_close_ms <= (select at_ms from oldest))""",
+            self._bounds({"prefix": f"{self.strategy}:"}),
+        ).fetchone()
         return int(found[0]) if found else 0
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last candle close asked for, in ms."""
+        return self._span
 
     def chunks(self, splits: Sequence[Split]) -> Iterator[tuple[str, Chunk]]:
         """(split, examples) over the whole span, in the order of time; counts as it goes."""
@@ -176,9 +222,9 @@ class MLDataProcessor:
         listed = ", ".join(f"{value}::double as f{number}" for number, value in enumerate(features))
         found = self._history.execute(
             f"""select hash(s.signal_id) as id, hash(s.named) as keys, hash($usual::varchar[]) as usual,
-                       s.candle_close_ms as opened_ms, o.closed_ms as closed_ms, o.unknown as unknown,
-                       o.outcome_r::double as outcome_r, r.real_r as real_r, {listed}
-                from (select signal_id, candle_close_ms, features,
+                       s.seq as seq, s.candle_close_ms as opened_ms, o.closed_ms as closed_ms,
+                       o.unknown as unknown, o.outcome_r::double as outcome_r, r.real_r as real_r, {listed}
+                from (select signal_id, seq, candle_close_ms, features,
                              map_keys(features) as named, map_values(features) as held
                       from signals where strategy = $strategy
                       and candle_close_ms >= $from_ms and candle_close_ms < $until_ms) s
@@ -210,18 +256,28 @@ class MLDataProcessor:
             left = left & ~where
 
         drop(_again(columns["id"]), "recorded twice")
+        seen = columns["seq"] <= self._kept.seen.get("signals", 0)
+        if self._kept.pruned.get("shadow_outcomes"):
+            drop((ended == 0) & seen, "outcome removed by retention")
+        waiting = left & (ended == 0)
         drop(ended == 0, "no outcome yet")
+        self._leave_out(columns, waiting & (opened >= self._given_up_ms), "no outcome yet")
         self.counts.joined += int(left.sum())
         drop(columns["unknown"] > 0, "market ended before the outcome")
         drop(~(np.abs(result) <= LARGEST_R), "result impossible")  # a comparison with NaN is false
         drop(ended < opened, "closed before it opened")
-        drop(np.isnan(encoded).any(axis=1), "feature missing or not finite")
+        incomplete = np.isnan(encoded).any(axis=1)
+        others = left & incomplete & (columns["keys"] != columns["usual"])
+        self._leave_out(columns, others, "its features have other names")
+        drop(incomplete, "feature missing or not finite")
         weight = 1.0 / np.array([crowd[at] for at in opened.tolist()], dtype=np.float32)
         for split in splits:
             within = left & (opened >= split.from_ms) & (opened < split.until_ms)
             # What ended in a later split would carry its prices back into this one.
             known = ended < split.until_ms if split is not splits[-1] else np.ones_like(left)
-            self.counts.dropped[f"outcome known after {split.name}"] += int((within & ~known).sum())
+            late = within & ~known
+            self.counts.dropped[f"outcome known after {split.name}"] += int(late.sum())
+            self._leave_out(columns, late, f"outcome known after {split.name}")
             left &= ~within
             kept = np.flatnonzero(within & known)
             kept = kept[np.argsort(opened[kept], kind="stable")]
@@ -239,6 +295,16 @@ class MLDataProcessor:
                     ),
                 )
         self.counts.dropped["in the embargo"] += int(left.sum())
+        self._leave_out(columns, left, "in the embargo")
+
+    def _leave_out(
+        self, columns: dict[str, npt.NDArray[Any]], where: npt.NDArray[np.bool_], why: str
+    ) -> None:
+        """Note the first of these that no earlier dataset took in. Not for what is broken for good."""
+        numbers = columns["seq"][where]
+        numbers = numbers[numbers > self._kept.seen.get("signals", 0)]
+        if numbers.size and (self.left_out is None or numbers.min() < self.left_out.seq):
+            self.left_out = LeftOut(int(numbers.min()), why)
 
 
 def _plain(column: Any) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from service.clock import WallClock, file_time
+from service.clock import WallClock, file_time, utc_time
 from service.directory import data_path, locked, marked_name, market_name
 from service.errors import DataDirectoryUnusable
 from service.logs import configure
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from service.store.postgres_link import Link
 
 SQLITE_PREFIX = "sqlite:"
+DONE = {
+    "migrate": "the schema is up to date; a start of perpd finds it so",
+    "backup": "a backup was written; the state is as it was, and a running perpd goes on",
+    "restore": "the state is that of the backup; in force from the next start of perpd, which first compares "
+    "positions and orders with the venue",
+    "copy": "copied, all tables equal; the state is as it was: a start of perpd uses the copy only where "
+    "DATABASE_URL or the data directory names it",
+}
+"""By action: what was done, and when it takes effect."""
 VERSION = "select version from schema_version"
 
 
@@ -73,7 +82,8 @@ def run(loaded: Loaded, args: argparse.Namespace) -> int:
         result = asyncio.run(_restore(place, args.file))
     else:
         result = asyncio.run(_copy(place, url))
-    _tell(result, as_json=args.json)
+    at = f"{utc_time(WallClock().now_ms())}, by this machine's clock"
+    _tell({"done": DONE[args.action], **result, "at": at}, as_json=args.json)
     return 0
 
 
@@ -102,11 +112,20 @@ async def _migrate(place: Place) -> dict[str, Any]:
         async with _exclusive(place) as (link, _):
             return {"state": link.where, "schema": len(POSTGRES)}
     with locked(place.directory):
+        before = _version_of(place.file)
         db = connect(place.file)
         try:
-            return {"state": str(place.file), "schema": schema_version(db)}
+            return {"state": str(place.file), "before": before, "schema": schema_version(db)}
         finally:
             db.close()
+
+
+def _version_of(file: Path) -> int:
+    """0 where there is no state yet."""
+    if not file.is_file():
+        return 0
+    with reading(file) as db:
+        return schema_version(db)
 
 
 async def _backup(place: Place, out: Path | None) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import asyncio
 import getpass
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
-from service.clock import WallClock
-from service.directory import data_directory, data_path, marked_name, market_name
+from service.clock import WallClock, utc_time
+from service.directory import data_directory, data_path, locked, marked_name, market_name
 from service.errors import EXIT_USAGE, DaemonUnreachable, DataDirectoryUnusable, LeaseHeld, NobodyListens
 from service.monitor.asking import ask
 from service.ports import StateStore
@@ -65,7 +65,7 @@ async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> 
     now_ms = WallClock().now_ms()
     with ExitStack() as stack:
         try:
-            directory = stack.enter_context(data_directory(loaded.settings))
+            directory = stack.enter_context(_held(loaded))
         except DataDirectoryUnusable:
             if not _state_is_elsewhere(loaded):
                 raise
@@ -75,8 +75,39 @@ async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> 
                 switch = await _written(state.store, action, reason, by, now_ms)
         except LeaseHeld:
             return await _beside_a_holder(loaded, action, reason, by, now_ms)
-    closed = "nothing was closed, " if switch.level is Level.FLATTEN else ""
-    return {**described(switch), "daemon": f"no daemon runs: {closed}it is in force from the next start"}
+    where = "the database" if loaded.secrets.database_url else str(directory / STATE_FILE)
+    return {**described(switch), "daemon": _offline(action, where, now_ms)}
+
+
+def _offline(action: str, where: str, now_ms: int) -> str:
+    """What was done without a daemon, when it takes effect, and by which clock."""
+    if action == SHOW:
+        return f"no daemon runs: read from {where}, nothing was changed"
+    written = f"written to {where} at {utc_time(now_ms)} by this machine's clock"
+    if action == RESUME:
+        return f"no daemon runs: {written}; perpd trades again from its next start"
+    if action == Level.FLATTEN:
+        return (
+            f"no daemon runs: nothing was closed and nothing was sent to the venue; {written}; perpd closes "
+            "all positions at its next start and opens none: to close them now, start it, or go to the venue"
+        )
+    return (
+        f"no daemon runs: nothing was sent to the venue, orders that rest there stay; {written}; "
+        "in force from the next start of perpd"
+    )
+
+
+def _held(loaded: Loaded) -> AbstractContextManager[Path]:
+    """The data directory, held. One with its own state says itself whose books it holds: stopping must not
+    fail for a flag of the run that was not repeated. In a database the flags say which books are meant."""
+    directory = data_path(loaded.settings)
+    return data_directory(loaded.settings) if loaded.secrets.database_url else _locked(directory)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[Path]:
+    with locked(directory):
+        yield directory
 
 
 def _state_is_elsewhere(loaded: Loaded) -> bool:
@@ -129,13 +160,9 @@ def lines(state: dict[str, Any]) -> Iterator[str]:
     """The state for a reader."""
     yield f"kill switch: {state['level']}"
     for trip in state["trips"]:
-        yield f"  {trip['level']} since {_time(trip['tripped_ms'])}: {trip['words']}"
+        yield f"  {trip['level']} since {utc_time(trip['tripped_ms'])}: {trip['words']}"
     resumed = state["resumed"]
     if resumed["at_ms"]:
-        yield f"last resumed {_time(resumed['at_ms'])} ({resumed['by']}): {resumed['reason']}"
+        yield f"last resumed {utc_time(resumed['at_ms'])} ({resumed['by']}): {resumed['reason']}"
     if "daemon" in state:
         yield state["daemon"]
-
-
-def _time(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

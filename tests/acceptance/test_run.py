@@ -138,6 +138,32 @@ def test_bad_input_is_one_message_and_an_exit_code_that_says_which_kind(perpd, e
     run = perpd("run", "--cycles", "1", **environment)
     assert run.finish() == code
     assert words in run.failure["message"]
+    assert all(line["message"] != "run summary" for line in run.lines)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--replay", "nowhere"),
+        ("--replay", "."),
+        ("--from", "soon"),
+        ("--from", "2025-10-11", "--until", "2025-10-10"),
+    ],
+)
+def test_a_mistyped_market_is_refused_before_anything_is_written(perpd, tmp_path, flags):
+    run = perpd("run", *flags, "--data-dir", "data")
+    assert run.finish() == 78
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_market_that_cannot_be_opened_does_not_claim_the_data_directory(perpd, tmp_path):
+    (tmp_path / "recorded").mkdir()
+    (tmp_path / "recorded" / "BTCUSDT-5m.csv").write_text("not candles")
+    run = perpd("run", "--replay", "recorded", "--data-dir", "data")
+    assert run.finish() != 0
+    assert run.failure
+    again = perpd(*SMALL, "--cycles", "1", "--data-dir", "data")
+    assert again.finish() == 0
 
 
 @pytest.mark.skipif(not REPLAY.is_dir(), reason="the recorded candles are not beside this checkout")

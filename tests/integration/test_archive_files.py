@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from service.archive import compaction, quarantine, schema, verification
@@ -768,13 +769,13 @@ async def test_the_suffix_says_the_format_unless_a_flag_does(
 async def test_a_tail_shows_the_last_records_that_match(tmp_path: Path) -> None:
     await record(tmp_path)
     conditions = [condition("symbol=BTCUSDT"), condition("seq >= 55"), condition("adjustment_id!=57")]
-    shown = tail(tmp_path, ["adjustments"], conditions, 3, follow=False)
+    shown = tail(tmp_path, ["adjustments"], conditions, 3, follow=False, warn=pytest.fail)
     assert [record["adjustment_id"] for record in shown] == ["56", "58", "59"]
 
 
 async def test_a_tail_follows_into_new_segments(tmp_path: Path) -> None:
     await record(tmp_path, days=1, each=2)
-    following = tail(tmp_path, ["adjustments"], [], 1, follow=True)
+    following = tail(tmp_path, ["adjustments"], [], 1, follow=True, warn=pytest.fail)
     assert next(following)["seq"] == 2
     await record(tmp_path, days=3, each=2)
     assert [next(following)["seq"] for _ in range(6)] == [3, 4, 5, 6, 7, 8]
@@ -795,7 +796,36 @@ async def test_a_tail_follows_into_new_segments(tmp_path: Path) -> None:
 )
 def test_a_condition_compares_numbers_as_numbers_and_looks_into_maps(text: str, matches: bool) -> None:
     record = {"features": {"rsi": 71}, "reason": "margin", "symbol": "BTCUSDT", "amount": "10.5"}
-    assert condition(text)(record) is matches
+    assert condition(text).matches(record) is matches
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("symbol=NONE", []),
+        ("stream=signals", []),
+        ("features.rsi>1000", []),
+        (
+            "confidance>0.7",
+            ["no record so far has a field 'confidance'; there are stream, v, seq, archived_ms"],
+        ),
+        ("features.rsii>1", ["no record so far has a field 'features.rsii'; there are features."]),
+        ("symbol.x=1", ["no record so far has a field 'symbol.x'; there are stream, v,"]),
+    ],
+)
+async def test_a_tail_says_once_which_field_no_record_has(
+    tmp_path: Path, where: str, expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "archive"
+    signal = example_signal()
+    async with archiving(directory, ArchiveSettings(), ManualClock(), drain_limit_s=5) as archive:
+        await archive.put("signals", msgspec.structs.replace(signal, features={"rsi": 50.0, "atr": 1.0}))
+    tailing = ["archive", "tail", "--no-follow", "--stream", "signals", "--data-dir", str(tmp_path)]
+    assert run_command([*tailing, "--where", where, "--where", where]) == EXIT_OK
+    told = capsys.readouterr().err.splitlines()
+    assert [line.startswith("--where: " + words) for line, words in zip(told, expected, strict=True)] == [
+        True for _ in expected
+    ]
 
 
 def test_a_condition_that_cannot_be_read_is_refused() -> None:

@@ -1,8 +1,11 @@
 """Every benchmark at its smallest: that it measures what it says, not how fast this machine is."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from datetime import UTC, datetime
 from pathlib import Path
@@ -252,3 +255,62 @@ def test_a_record_or_an_operation_that_was_lost_is_named():
         "after: operations recorded and not counted {'cycle': 1}",
         "operation cycle: 3 before, 2 after",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("query", signal.SIGTERM), ("query", signal.SIGINT), ("dataset", signal.SIGTERM)]
+)
+def test_a_benchmark_that_is_ended_leaves_nothing_behind(tmp_path, name, number):
+    """The signal comes while a process of the benchmark writes; it goes to the benchmark alone."""
+    work, here = tmp_path / "work", tmp_path / "here"
+    work.mkdir()
+    here.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "bench", name, "--records", "2000000"],
+        cwd=here,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TMPDIR": str(work)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        until_s = time.monotonic() + 60
+        while not list(work.rglob("signals-*")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        started = children.read_text().split()
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, output) == (128 + number, "")
+    assert errors == f"ended by {number.name}, removing what was written\n"
+    assert started
+    assert not [pid for pid in started if os.path.exists(f"/proc/{pid}")]
+    assert [list(work.iterdir()), list(here.iterdir())] == [[], []]
+
+
+@pytest.mark.parametrize("name", ["query", "dataset"])
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ((), "MB are needed; name a larger directory with --dir"),
+        (("--dir", "nowhere"), "--dir nowhere: No such file or directory"),
+    ],
+)
+def test_a_benchmark_without_room_says_so_before_it_begins(tmp_path, name, where, words):
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "bench", name, "--records", "100000000", *where],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TMPDIR": "/dev/shm"},
+        capture_output=True,
+        text=True,
+    )
+    if not where and os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize > 30e9:
+        pytest.skip("there is room for 100,000,000 records in /dev/shm")
+    assert (done.returncode, done.stderr) == (73, "")
+    assert words in json.loads(done.stdout)["message"]
+    assert list(tmp_path.iterdir()) == []

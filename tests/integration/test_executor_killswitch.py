@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from service.clock import WallClock
-from service.directory import locked
+from service.directory import claim, data_directory, locked
 from service.errors import DaemonUnreachable, DataDirectoryUnusable, OrderRejected, VenueUnavailable
 from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import SOCKET_NAME, BadQuestion, controlling
 from service.records import Adjustment, OrderPurpose, Position, RefusalReason
-from service.settings import KillSettings, Loaded, RiskSettings, RunSettings, Secrets, Settings
+from service.settings import KillSettings, Loaded, RiskSettings, RunSettings, Secrets, Settings, SimSettings
 from service.store.sqlite import open_sqlite
 from service.trading import equity, halting, kill_command
 from service.trading.equity import MARKS, EquityWatch
@@ -340,7 +340,10 @@ def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
     asyncio.run(kept_state(tmp_path))
     code, state = command(tmp_path, "flatten", "holiday", capsys)
     assert (code, state["level"]) == (0, "flatten")
-    assert "nothing was closed" in state["daemon"]
+    assert "nothing was closed and nothing was sent to the venue" in state["daemon"]
+    assert f"written to {tmp_path / 'state.sqlite3'}" in state["daemon"]
+    assert "this machine's clock" in state["daemon"]
+    assert "at its next start" in state["daemon"]
 
     async def stored() -> tuple[Level | None, str | None]:
         async with open_sqlite(tmp_path / "state.sqlite3") as store:
@@ -349,6 +352,7 @@ def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
     assert asyncio.run(stored())[0] is Level.FLATTEN
     code, state = command(tmp_path, "resume", "", capsys)
     assert (code, state["level"]) == (64, "flatten")
+    assert "nothing was changed" in state["daemon"]
     code, state = command(tmp_path, "resume", "back", capsys)
     assert (code, state["level"], state["resumed"]["reason"]) == (0, "free", "back")
     assert asyncio.run(stored())[0] is None
@@ -360,7 +364,17 @@ def test_the_socket_of_a_killed_daemon_is_no_daemon(tmp_path: Path, capsys):
         killed.bind(str(tmp_path / SOCKET_NAME))
     code, state = command(tmp_path, "flatten", "it was killed", capsys)
     assert (code, state["level"]) == (0, "flatten")
-    assert "from the next start" in state["daemon"]
+    assert "at its next start" in state["daemon"]
+
+
+def test_stopping_needs_no_flag_of_the_run_but_the_data_directory(tmp_path: Path, capsys):
+    other = Settings(run=RunSettings(data_dir=str(tmp_path)), sim=SimSettings(seed=77))
+    with data_directory(other) as directory:
+        claim(other, directory)
+    asyncio.run(kept_state(tmp_path))
+    code, state = command(tmp_path, "no_entries", "now", capsys)
+    assert (code, state["level"]) == (0, "no_entries")
+    assert "orders that rest there stay" in state["daemon"]
 
 
 def test_a_live_daemon_whose_socket_is_gone_is_not_written_behind(tmp_path: Path, capsys):

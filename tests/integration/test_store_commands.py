@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from service.directory import data_directory
+from service.directory import claim, data_directory
 from service.errors import DataDirectoryUnusable, LeaseLost, StateDamaged
 from service.records import Fill, Position, ShadowPosition, Side
 from service.records import PositionSide as Direction
@@ -87,6 +87,7 @@ class Command:
 async def fill_books(loaded: Loaded, rows: int = 30) -> None:
     directory = Path(loaded.settings.run.data_dir)
     with data_directory(loaded.settings):
+        claim(loaded.settings, directory)
         async with open_state(loaded, directory) as state:
             for number in range(rows):
                 fill = Fill(
@@ -321,6 +322,7 @@ async def keep_a_value_in_schema_before_the_last(loaded: Loaded, monkeypatch) ->
         older.setattr("service.store.sqlite.SQLITE", SQLITE[:-1])
         older.setattr(migrate, "__defaults__", (POSTGRES[:-1],))
         with data_directory(loaded.settings) as directory:
+            claim(loaded.settings, directory)
             async with open_state(loaded, directory) as state:
                 await state.store.set_value("text", TEXT)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.directory import data_directory, market_name
+from service.directory import claim, data_directory, marked_name, market_name
 from service.errors import DataDirectoryUnusable
 from service.settings import RunSettings, Settings, SimSettings
 
@@ -15,9 +15,8 @@ def settings_for(directory: Path | str, **sim: object) -> Settings:
     return Settings(run=RunSettings(data_dir=str(directory)), sim=SimSettings(**sim))
 
 
-def test_a_directory_is_made_marked_and_locked(tmp_path):
+def test_a_directory_is_made_and_locked(tmp_path):
     with data_directory(settings_for(tmp_path / "a" / "b")) as directory:
-        assert (directory / "books.json").exists()
         with (
             pytest.raises(DataDirectoryUnusable, match="held by another perpd"),
             data_directory(settings_for(directory)),
@@ -53,8 +52,9 @@ def test_a_full_disk_is_named_before_the_first_record(tmp_path):
 
 
 def test_books_of_another_market_are_never_continued(tmp_path):
-    with data_directory(settings_for(tmp_path, seed=1)):
-        pass
+    first = settings_for(tmp_path, seed=1)
+    with data_directory(first) as directory:
+        claim(first, directory)
     with (
         pytest.raises(
             DataDirectoryUnusable, match="holds the books of 'sim-seed1-200', this run is 'sim-seed2-200'"
@@ -62,6 +62,15 @@ def test_books_of_another_market_are_never_continued(tmp_path):
         data_directory(settings_for(tmp_path, seed=2)),
     ):
         pass
+
+
+def test_a_directory_is_nobodys_until_it_is_claimed(tmp_path):
+    with data_directory(settings_for(tmp_path, seed=1)) as directory:
+        assert marked_name(directory) == ""
+    second = settings_for(tmp_path, seed=2)
+    with data_directory(second) as directory:
+        claim(second, directory)
+        assert marked_name(directory) == "sim-seed2-200"
 
 
 def test_each_mode_and_market_has_its_own_name():

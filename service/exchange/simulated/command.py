@@ -150,17 +150,9 @@ def parse_keys(pairs: list[str]) -> dict[str, str]:
 
 def open_tape(args: argparse.Namespace) -> "Tape":
     """The market the flags describe. Raises SettingsInvalid."""
-    from service.clock import parse_time
+    from service.exchange.recording import span
 
-    def moment(flag: str, text: str) -> int | None:
-        try:
-            return parse_time(text) if text else None
-        except ValueError as error:
-            raise SettingsInvalid(f"{flag}: {error}") from None
-
-    from_ms, until_ms = moment("--from", args.from_time), moment("--until", args.until_time)
-    if from_ms is not None and until_ms is not None and until_ms <= from_ms:
-        raise SettingsInvalid(f"--until: found {args.until_time}, allowed is a time after --from")
+    from_ms, until_ms = span(args.from_time, args.until_time)
     if args.replay:
         from service.exchange.simulated.replay import replay
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from service.errors import HistoryUnusable
-from service.learning.processor import MLDataProcessor
+from service.learning.processor import Kept, MLDataProcessor
 from service.learning.splits import Split
 from tests.unit.learning.conftest import HOUR_MS, History
 
@@ -94,7 +94,7 @@ def test_a_real_position_brings_its_own_result_in_what_was_risked(history: Histo
     history.outcome(name, HOUR_MS, 1.9)
     other = history.signal("B", HOUR_MS)
     history.outcome(other, HOUR_MS, -1.0)
-    history.connection.execute("insert into decisions values (?, 'accepted', '50')", [name])
+    history.decision(name, risk_amount="50")
     history.connection.execute(
         "insert into positions values (?, 0, '10', '0', '1', '0', 1), (?, 99, '10', '95', '4', '-1', 2)",
         [name, name],
@@ -125,10 +125,34 @@ def test_an_empty_span_says_so(history: History):
 def test_of_a_position_told_again_the_newest_record_counts(history: History):
     name = history.signal("A", HOUR_MS)
     history.outcome(name, HOUR_MS, 1.0)
-    history.connection.execute("insert into decisions values (?, 'accepted', '10')", [name])
+    history.decision(name)
     for seq, funding in ((7, "-2"), (9, "-4"), (8, "-3")):
         history.connection.execute(
             "insert into positions values (?, 99, '10', '20', '1', ?, ?)", [name, funding, seq]
         )
     ((_, chunk),) = drained(MLDataProcessor(history.connection))
     assert chunk.real_r.tolist() == [1.5]
+
+
+def test_what_retention_removed_is_neither_awaited_nor_a_label_without_signal(history: History):
+    history.hours(6, symbols=1)
+    history.connection.execute("delete from signals where seq <= 2")
+    history.connection.execute("delete from shadow_outcomes where seq in (1, 3)")
+    kept = Kept(seen={"signals": 4, "shadow_outcomes": 4}, pruned={"signals": 2, "shadow_outcomes": 3})
+    processor = MLDataProcessor(history.connection, kept=kept)
+    ((_, chunk),) = drained(processor)
+    assert chunk.opened_ms.tolist() == [4 * HOUR_MS, 5 * HOUR_MS, 6 * HOUR_MS]
+    assert processor.counts.dropped["outcome removed by retention"] == 1
+    assert processor.counts.dropped["no outcome yet"] == 0
+    assert (processor.counts.joined, processor.counts.outcomes) == (3, 3)
+    assert processor.counts.one_to_one
+
+
+def test_a_label_that_never_had_a_signal_is_seen_after_retention_too(history: History):
+    history.hours(6, symbols=1)
+    history.connection.execute("delete from signals where seq <= 2 or seq = 5")
+    kept = Kept(seen={"signals": 2}, pruned={"signals": 2})
+    processor = MLDataProcessor(history.connection, kept=kept)
+    drained(processor)
+    assert (processor.counts.joined, processor.counts.outcomes) == (3, 4)
+    assert not processor.counts.one_to_one
