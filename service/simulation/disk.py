@@ -55,10 +55,10 @@ class Disk:
         self.directory = directory
         self.database = sqlite.connect(Path(":memory:")) if database is None else database
         self.records: dict[str, list[Record]] = {}
-        self.database.execute("create temp table order_states (payload blob)")
+        self.database.execute("create temp table if not exists order_states (payload blob)")
         for change in ("insert", "update"):
             self.database.execute(
-                f"""create temp trigger after_{change} after {change} on orders
+                f"""create temp trigger if not exists after_{change} after {change} on orders
                     begin insert into order_states values (new.payload); end"""
             )
 

@@ -62,13 +62,13 @@ class Holding:
         *,
         name: str | None = None,
         now_s: Callable[[], float] = boot_s,
-        poll_s: float = POLL_S,
+        poll_s: float | None = None,
     ) -> None:
         self._row = row
         self._lease_s = lease_s
         self._name = own_name() if name is None else name
         self._now_s = now_s
-        self._poll_s = min(poll_s, lease_s / RENEWALS)
+        self._poll_s = min(POLL_S, lease_s / RENEWALS) if poll_s is None else poll_s
 
     async def take(self, standing_by: StandingBy | None) -> TimedLease:
         """Raises LeaseHeld: another holds it and nobody shall wait."""
