@@ -137,6 +137,11 @@ class Archive(Protocol):
     @property
     def writable(self) -> bool: ...
 
+    @property
+    def identity(self) -> str:
+        """Which archive it is: sequence numbers of two archives say nothing about each other."""
+        ...
+
     def sequence(self, stream: str) -> int:
         """The last number given out in a stream, 0 before the first; after a start, of what is durable."""
         ...

@@ -146,9 +146,14 @@ def _prepare(task: Task) -> _Prepared:
     if _prepared is None or _prepared.task.sent != task.sent:
         forget()
         _prepared = _Prepared(task)
-        gc.collect()
-        gc.freeze()  # what is loaded now stays: later collections look at a batch's objects only
+        keep_loaded()
     return _prepared
+
+
+def keep_loaded() -> None:
+    """What is loaded now stays: later collections look at a batch's objects only."""
+    gc.collect()
+    gc.freeze()
 
 
 def _analyse(prepared: _Prepared, row: int, symbol: str) -> Outcome:

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from service.archive.identity import identity_of
 from service.archive.journal import Entry, Journal, open_journal
 from service.archive.lock import only_writer
 from service.archive.manifest import seal
@@ -74,7 +75,9 @@ class DataArchiver:
         threads: Threads,
         open_segment: OpenSegment,
         recorder: Recorder | None,
+        identity: str,
     ) -> None:
+        self.identity = identity
         self._directory = directory
         self._settings = settings
         self._clock = clock
@@ -633,6 +636,7 @@ async def archiving(
                     threads=threads,
                     open_segment=open_segment,
                     recorder=recorder,
+                    identity=await loop.run_in_executor(threads.write, identity_of, directory),
                 )
                 await archiver.replay()
                 async with _writer_of(archiver, drain_limit_s):

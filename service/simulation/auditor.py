@@ -12,7 +12,8 @@ from service.exchange.simulated.auth import parse_parameters
 from service.exchange.simulated.orders import AlgoOrder
 from service.exchange.simulated.rest import Answer, Request
 from service.exchange.simulated.troubles import EXECUTES_OR_NOT, Disturbed
-from service.records import Decision, DecisionOutcome, Order, OrderStatus, RefusalReason, Signal
+from service.records import Decision, DecisionOutcome, Fill, Order, OrderStatus, RefusalReason, Signal
+from service.simulation.lease_auditor import LeaseAuditor
 from service.simulation.process import Process
 from service.simulation.wire import Watcher
 from service.store.rows import to_position
@@ -42,6 +43,7 @@ class Auditor(Watcher):
         self._simulation = simulation
         self._world = simulation.world
         self.violations: list[str] = []
+        self.lease = LeaseAuditor(simulation)
         self.die_at_order = ""  # let the process die when an order leaves, or when its answer does
         self.on_order_sent: Callable[[str], None] = lambda name: None
         self._said: set[str] = set()
@@ -82,19 +84,20 @@ class Auditor(Watcher):
             self._check_cancel(params)
             return
         name = params.get("newClientOrderId") or params.get("clientAlgoId", "")
-        if not self._simulation.knows_order(name):
+        if not self._simulation.knows_order(name) and not self.lease.may_be_unwritten(process, name):
             self.violate(f"an order was sent before it was written down: {name}")
         self._check_cooldown(name, params.get("symbol", ""))
         self.on_order_sent(name)
         if self.die_at_order == "order sent":
-            self._die()
+            self._die(process)
 
     def answered(self, process: Process, request: Request, answer: Answer, disturbed: Disturbed) -> None:
         if answer.status in (418, 429):
             self.violate(f"the weight or order limit was exceeded: {request.method} {request.path}")
+        self.lease.answered(process, request, answer)
         is_order = request.path in ORDER_PATHS and request.method == "POST"
         if is_order and self.die_at_order == "order answered":
-            self._die()
+            self._die(process)
         if request.method != "GET":
             self._watch_protection()
         if is_order and disturbed.kind in EXECUTES_OR_NOT:
@@ -117,10 +120,9 @@ class Auditor(Watcher):
         if name in self._venue_ids and self._simulation.disk.order_status(name) == OrderStatus.REJECTED:
             self.violate(f"an order that the venue took was given up: {name}")
 
-    def _die(self) -> None:
+    def _die(self, process: Process) -> None:
         why, self.die_at_order = self.die_at_order, ""
-        process = self._simulation.process
-        if process is not None:
+        if process.alive:
             process.doomed = f"with an {why}"
             process.die(process.doomed)
 
@@ -183,7 +185,7 @@ class Auditor(Watcher):
         self._venue_ids[name].add(number)
         if len(self._venue_ids[name]) > 1:
             self.violate(f"one client id became two orders: {name}")
-        if not self._simulation.knows_order(name):
+        if not self._simulation.knows_order(name) and name not in self.lease.unwritten:
             self.violate(f"an order on the venue has no owner: {name}")
 
     # Each step of the market
@@ -191,6 +193,8 @@ class Auditor(Watcher):
     def look(self) -> None:
         """Called at each step."""
         if self._world.now_s < self._simulation.troubles.troubled_until_ms / 1e3 - self._start_s:
+            self._troubled_s = self._world.now_s
+        if self.lease.troubled():
             self._troubled_s = self._world.now_s
         self._watch_protection()
         ours = self._our_positions()
@@ -216,14 +220,13 @@ class Auditor(Watcher):
         ours = self._our_positions()
         for symbol in self._unprotected_s.keys() - ours.keys():
             del self._unprotected_s[symbol]
-        process = self._simulation.process
+        leading_s = self._simulation.leading_since_s
         for symbol, position in ours.items():
             if any(_protects(algo, position) for algo in self._account.algos.values()):
                 self._unprotected_s.pop(symbol, None)
                 continue
             since_s = self._unprotected_s.setdefault(symbol, now_s)
-            alive_s = process.started_s if process is not None else now_s
-            bare_s = now_s - max(since_s, self._troubled_s, alive_s)
+            bare_s = now_s - max(since_s, self._troubled_s, leading_s)
             if bare_s > UNPROTECTED_LIMIT_S:
                 self.violate(f"a position is unprotected: {symbol} for {now_s - since_s:.1f} s")
 
@@ -282,7 +285,7 @@ class Auditor(Watcher):
         if life is None or life.daemon is None or not life.started.is_set():
             return {"the daemon does not trade": "not started"}
         daemon = life.daemon
-        wrong: dict[str, str] = {}
+        wrong = self.lease.ailments()
         executor, feed = daemon.parts.executor, daemon.parts.feed
         if life.clock.monotonic_s() - daemon.schedule.finished_s > 150.0:
             wrong["cycles do not finish"] = f"the last one ended at {daemon.schedule.finished_s:.1f} s"
@@ -321,6 +324,9 @@ class Auditor(Watcher):
         ]
         if orphans:
             wrong["a stop rests without a position"] = str(orphans)
+        resting = {a.client_algo_id for a in self._account.algos.values()} & self.lease.unwritten
+        if unowned := sorted(name for name in resting if not self._simulation.knows_order(name)):
+            wrong["a resting order was never written down"] = str(unowned)
         life = self._simulation.life
         if life is not None and life.daemon is not None:
             positions = {p.symbol: p for p in life.daemon.parts.executor.positions()}
@@ -334,25 +340,28 @@ class Auditor(Watcher):
 
     def finish(self) -> None:
         """What only the whole story shows."""
-        records = self._simulation.disk.records
-        decisions = [r for r in records.get("decisions", []) if isinstance(r, Decision)]
-        twice = [name for name, times in Counter(d.signal_id for d in decisions).items() if times > 1]
-        if twice:
-            self.violate(f"the archive has a decision twice: {twice[:3]}")
+        simulation = self._simulation
+        decisions = [r for r in simulation.records("decisions") if isinstance(r, Decision)]
+        for host in simulation.hosts:
+            names = (getattr(record, "signal_id", "") for record in host.disk.records.get("decisions", []))
+            if twice := [name for name, times in Counter(names).items() if times > 1]:
+                self.violate(f"the archive has a decision twice: {twice[:3]}")
+        first = {d.signal_id: d for d in reversed(decisions)}
+        if unlike := [d.signal_id for d in decisions if d != first[d.signal_id]]:
+            self.violate(f"two archives tell a decision differently: {unlike[:3]}")
         decided = {row[0] for row in self._simulation.disk.database.execute("select signal_id from decided")}
         archived = {d.signal_id for d in decisions}
-        signals = Counter(r.signal_id for r in records.get("signals", []) if isinstance(r, Signal))
-        process = self._simulation.process
-        if process is None or self._world.now_s - process.started_s < QUIET_FOR_S:
+        signals = {r.signal_id for r in simulation.records("signals") if isinstance(r, Signal)}
+        if self._world.now_s - simulation.leading_since_s < QUIET_FOR_S:
             return
-        told = {order for order in records.get("orders", []) if isinstance(order, Order)}
+        told = {order for order in simulation.records("orders") if isinstance(order, Order)}
         untold = [order for order in self._simulation.disk.order_states() if order not in told]
         if untold:
             self.violate(f"the archive lacks a state of an order: {untold[0]}")
         if missing := sorted(decided - archived):
             self.violate(f"the archive lacks a decision: {missing[:3]}")
-        if set(signals) != archived:
-            self.violate(f"signals and decisions differ: {sorted(set(signals) ^ archived)[:3]}")
+        if signals != archived:
+            self.violate(f"signals and decisions differ: {sorted(signals ^ archived)[:3]}")
         unsure = RefusalReason.ORDER_UNKNOWN  # the order may have been executed after all
         accepted = {
             d.signal_id for d in decisions if d.outcome is DecisionOutcome.ACCEPTED or d.reason == unsure
@@ -366,28 +375,32 @@ class Auditor(Watcher):
         """Orders whose outcome was unknown once, and those that ended known, by purpose."""
         last: dict[str, Order] = {}
         unknown: dict[str, Order] = {}
-        for record in self._simulation.disk.records.get("orders", []):
+        ended: set[str] = set()  # in whichever archive
+        for record in self._simulation.records("orders"):
             if isinstance(record, Order):
                 last[record.client_order_id] = record
+                if record.status.final:
+                    ended.add(record.client_order_id)
                 if record.status is OrderStatus.UNKNOWN:
                     unknown[record.client_order_id] = record
-        resolved = [o for name, o in unknown.items() if last[name].status.final or _resting(last[name])]
+        resolved = [o for name, o in unknown.items() if name in ended or _resting(last[name])]
         return (
             dict(sorted(Counter(str(o.purpose) for o in unknown.values()).items())),
             dict(sorted(Counter(str(o.purpose) for o in resolved).items())),
         )
 
     def totals(self) -> dict[str, int]:
-        records = self._simulation.disk.records
+        records = self._simulation.records  # one that two archives hold counts once
+        fills = {(r.symbol, r.trade_id) for r in records("fills") if isinstance(r, Fill)}
+        closed = {getattr(r, "position_id", "") for r in records("positions") if getattr(r, "closed_ms", 0)}
         return {
             "requests": self._requests.total(),
             "orders": len(self._venue_ids),
-            "fills": len(records.get("fills", [])),
-            "positions": len([r for r in records.get("positions", []) if getattr(r, "closed_ms", 0)]),
-            "decisions": len(records.get("decisions", [])),
+            "fills": len(fills),
+            "positions": len(closed),
+            "decisions": len({r.signal_id for r in records("decisions") if isinstance(r, Decision)}),
             "refused in a cooldown": sum(
-                isinstance(r, Decision) and r.reason == RefusalReason.COOLDOWN
-                for r in records.get("decisions", [])
+                isinstance(r, Decision) and r.reason == RefusalReason.COOLDOWN for r in records("decisions")
             ),
         }
 

@@ -156,7 +156,7 @@ def _sockets(args: argparse.Namespace) -> int:
         )
         if verdict.violations:
             _say(*verdict.violations, *_last_lines(Path(directory) / "daemon.log"))
-    _say("faults injected", *(f"  {name:<28}{count:>10}" for name, count in verdict.faults.items()))
+    _say("faults injected", *(f"  {name:<38}{count:>10}" for name, count in verdict.faults.items()))
     _say(*(f"{name} {count}" for name, count in verdict.totals.items()))
     _say(
         f"{verdict.hours:g} hours over sockets, killed {verdict.kills} times, "
@@ -184,6 +184,7 @@ def report(results: Iterable["SeedResult"], seconds: float) -> list[str]:
         "restarts": Counter[str](),
         "orders of unknown outcome": Counter[str](),
         "of these resolved": Counter[str](),
+        "lease": Counter[str](),
         "totals": Counter[str](),
     }
     for result in results:
@@ -193,15 +194,16 @@ def report(results: Iterable["SeedResult"], seconds: float) -> list[str]:
             result.restarts,
             result.unknown,
             result.resolved,
+            result.lease,
             result.totals,
         )
         for counter, table in zip(sections.values(), tables, strict=True):
             counter.update(table)
     lines: list[str] = []
     for title, counter in sections.items():
-        total = "" if title == "totals" else f" {counter.total()}"
+        total = "" if title in ("lease", "totals") else f" {counter.total()}"
         lines.append(f"{title}{total}")
-        lines += [f"  {name:<28}{count:>10}" for name, count in sorted(counter.items())]
+        lines += [f"  {name:<38}{count:>10}" for name, count in sorted(counter.items())]
     per_hour = seconds / hours if hours else 0.0
     lines.append(f"{hours:g} hours of trading in {seconds:.0f} s, {per_hour:.2f} s an hour")
     violations = sum(len(result.violations) for result in results)

@@ -5,8 +5,8 @@ control socket. Analysis runs in the process itself.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 
 import aiohttp
@@ -40,11 +40,12 @@ from service.settings import (
 )
 from service.simulation import strategy
 from service.simulation.disk import Disk
+from service.simulation.process import Process
 from service.simulation.wire import Wire
 from service.simulation.world import VirtualClock
 from service.stopping import StopRequest
 from service.store.bans import keeping_bans
-from service.store.lease import LocalLease
+from service.store.lease import Lease, LocalLease
 from service.store.opening import State
 from service.summary import RunSummary
 
@@ -119,21 +120,40 @@ class SimulatedDaemon(OpenDaemon):
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
-            stalled = tasks.create_task(self.schedule.stalled(), name="monitor.stalled")
+            watchers = [tasks.create_task(self.schedule.stalled(), name="monitor.stalled")]
+            if not isinstance(self.lease, LocalLease):  # a database goes away and comes back
+                watchers.append(tasks.create_task(self._store_back(), name="monitor.store"))
             try:
                 yield
             finally:
-                stalled.cancel()
+                for watcher in watchers:
+                    watcher.cancel()
 
 
 class Life:
-    """One life of the daemon, from start to end or death. `daemon` is None until the venue was reached."""
+    """One life of the daemon, from start to end or death. `daemon` is None until the venue was reached.
 
-    def __init__(self, settings: Settings, disk: Disk, wire: Wire, clock: VirtualClock) -> None:
+    Args: opening: how it comes to its state. `waits`: it stands by; `refused_sends`: for want of the lease.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        disk: Disk,
+        wire: Wire,
+        clock: VirtualClock,
+        process: Process,
+        opening: "Callable[[Life], AbstractAsyncContextManager[State]]",
+    ) -> None:
         self.settings = settings
         self.disk = disk
         self.wire = wire
         self.clock = clock
+        self.process = process
+        self.waits = False
+        self.refused_sends = 0
+        self._opening = opening
+        self._lease: Lease | None = None
         self.monitor = PerformanceMonitor(settings.monitor, clock)
         self.started = asyncio.Event()
         self.stop = StopRequest()
@@ -141,10 +161,34 @@ class Life:
 
     async def run(self) -> None:
         """From the store to the drain, as the daemon opens its parts."""
-        store = self.disk.store()
-        state = State(store, LocalLease(await store.next_epoch()))
-        async with keeping_bans(store) as bans:
-            await self._trade(state, Gate(state.lease.may_send, bans.until_ms, bans.add))
+        async with self._opening(self) as state, keeping_bans(state.store) as bans:
+            self.process.epoch = state.lease.epoch
+            self._lease = state.lease
+
+            def may_send() -> str:
+                refusal = state.lease.may_send()
+                self.refused_sends += bool(refusal)
+                return refusal
+
+            await self._trade(state, Gate(may_send, bans.until_ms, bans.add))
+
+    @asynccontextmanager
+    async def standing_by(self, holder: str) -> AsyncIterator[None]:
+        """In place of the web's pages for one who stands by."""
+        self.waits = True
+        yield
+        self.waits = False
+
+    @property
+    def barred(self) -> bool:
+        """It may not send."""
+        return self._lease is None or bool(self._lease.may_send())
+
+    def end(self, reason: str) -> None:
+        """Ask it to end in order, as the signal does."""
+        self.stop.set(reason)
+        if not self.started.is_set():
+            self.process.cancel()
 
     async def _trade(self, state: State, gate: Gate) -> None:
         settings = self.settings

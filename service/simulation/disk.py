@@ -1,7 +1,8 @@
-"""What survives a simulated crash: state, archive and candles.
+"""What survives a simulated crash on its host: state, archive and candles.
 
 State is the daemon's own SQLite store on a database in memory that outlives the process. The archive holds
-what `put` returned for, and may hold what it was about to return for.
+what `put` returned for, and may hold what it was about to return for. Where two hosts share a database
+(`database.py`), a disk holds the archive and candles of one of them.
 """
 
 import asyncio
@@ -23,7 +24,8 @@ NO_THREADS = ThreadPoolExecutor(max_workers=1)  # never used: a virtual loop run
 class MemoryArchive:
     """The Archive port in memory; each put is durable on return."""
 
-    def __init__(self, records: dict[str, list[Record]]) -> None:
+    def __init__(self, identity: str, records: dict[str, list[Record]]) -> None:
+        self.identity = identity
         self._records = records
         self._put = 0
 
@@ -48,16 +50,16 @@ class MemoryArchive:
 
 
 class Disk:
-    """One data directory."""
+    """One data directory. Args: database: that of all hosts, where they share one."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, database: sqlite3.Connection | None = None) -> None:
         self.directory = directory
-        self.database: sqlite3.Connection = sqlite.connect(Path(":memory:"))
+        self.database = sqlite.connect(Path(":memory:")) if database is None else database
         self.records: dict[str, list[Record]] = {}
-        self.database.execute("create temp table order_states (payload blob)")
+        self.database.execute("create temp table if not exists order_states (payload blob)")
         for change in ("insert", "update"):
             self.database.execute(
-                f"""create temp trigger after_{change} after {change} on orders
+                f"""create temp trigger if not exists after_{change} after {change} on orders
                     begin insert into order_states values (new.payload); end"""
             )
 
@@ -69,7 +71,7 @@ class Disk:
         return sqlite.SqliteStore(Turns(self.database, NO_THREADS), Path("state"))
 
     def archive(self) -> MemoryArchive:
-        return MemoryArchive(self.records)
+        return MemoryArchive(self.directory.name, self.records)
 
     def knows_order(self, client_order_id: str) -> bool:
         """Whether an order of that id is durable."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from service.simulation.world import World
 
+MOST_CLOSES = 30
 EARLY_S = 1e-9  # a timer this much before its time is due: time is a sum of floats
 
 
@@ -29,6 +30,10 @@ def last_words_unheard() -> Iterator[None]:
             yield
     finally:
         sys.unraisablehook = hook
+
+
+class Gone(BaseException):
+    """What a process that died asks for on its way out: nothing."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -103,7 +108,11 @@ class Process:
         self.steps = 0  # callbacks run: each await that waits is one more
         self.writes = 0
         self.die_at_step = self.die_before_write = self.die_after_write = 0
+        self.paused = False
+        self.pause_at_step = 0
+        self.pause_s = 0.0
         self.failures: list[str] = []
+        self.epoch = 0  # of the lease it took, if it shares one
         self._on_end = on_end
         self._on_death = on_death
         self.loop = VirtualLoop(self)
@@ -117,7 +126,22 @@ class Process:
         if self.alive:
             self.failures.append(f"{context.get('message')}: {context.get('exception')!r}")
 
+    def pause(self, seconds: float) -> None:
+        """Stand still for so long: time passes, what arrives waits, and nothing is noticed."""
+        self.pause_at_step = 0
+        if not self.paused:
+            self.paused = True
+            self.world.note("pause", f"{self.name} {seconds:.3f}")
+            self.world.later(seconds, self.go_on)
+
+    def go_on(self) -> None:
+        if self.paused:
+            self.paused = False
+            self.world.note("go on", self.name)
+
     def next_s(self) -> float:
+        if self.paused:
+            return float("inf")
         if self.loop._ready:
             return self.world.now_s
         scheduled = self.loop._scheduled
@@ -126,7 +150,9 @@ class Process:
         return float(scheduled[0]._when) if scheduled else float("inf")
 
     def turn(self) -> bool:
-        """Run what is ready now; dies when its step has come."""
+        """Run what is ready now; dies or stands still when its step has come."""
+        if self.paused:
+            return False
         loop = self.loop
         ready, scheduled = loop._ready, loop._scheduled
         due_s = self.world.now_s + EARLY_S
@@ -141,6 +167,9 @@ class Process:
         events._set_running_loop(loop)
         try:
             for _ in range(len(ready)):
+                if self.steps + 1 == self.pause_at_step:
+                    self.pause(self.pause_s)
+                    return True
                 handle = ready.popleft()
                 if handle._cancelled:
                     continue
@@ -165,6 +194,11 @@ class Process:
         self.bury()
         self._on_end(self, error)
 
+    def cancel(self) -> None:
+        """Ask what it runs to end."""
+        if self._main is not None:
+            self._main.cancel()
+
     def die(self, why: str) -> None:
         """Die at once. Call it outside the process's own steps."""
         self.bury()
@@ -176,11 +210,23 @@ class Process:
         if self in self.world.processes:
             self.world.processes.remove(self)
         with last_words_unheard():
-            for task in asyncio.all_tasks(self.loop):
+            self._close_all()
+            self.loop.close()
+            self._main = None
+
+    def _close_all(self) -> None:
+        """What awaits on its way out is closed there too, and so is what it began."""
+        for _ in range(MOST_CLOSES):
+            alive = [task for task in asyncio.all_tasks(self.loop) if _running(task)]
+            if not alive:
+                return
+            for task in alive:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 coroutine = task.get_coro()
                 with contextlib.suppress(BaseException):
                     if coroutine is not None:
                         coroutine.close()
-        self.loop.close()
-        self._main = None
+
+
+def _running(task: "asyncio.Task[Any]") -> bool:
+    return getattr(task.get_coro(), "cr_frame", None) is not None

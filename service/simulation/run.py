@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from service import daemon
 from service.analysis import worker
 from service.exchange.embedded import SIM_KEY, SIM_SECRET
 from service.exchange.simulated.engine import Assumptions
@@ -18,20 +19,27 @@ from service.exchange.simulated.generator import generate
 from service.exchange.simulated.server import ServerOptions, Venue
 from service.exchange.simulated.tape import STEP_MS
 from service.exchange.simulated.troubles import Troubles
+from service.records import Record
 from service.settings import Settings
 from service.simulation.auditor import Auditor
 from service.simulation.daemon import SYMBOLS, Life, settings_of_simulation
+from service.simulation.database import SharedDatabase
 from service.simulation.disk import Disk
+from service.simulation.host import Host
+from service.simulation.lease_faults import LeaseFaults
 from service.simulation.process import Process, last_words_unheard
-from service.simulation.wire import Wire
-from service.simulation.world import Livelock, VirtualClock, World
+from service.simulation.state import SharedState, own_state
+from service.simulation.world import Livelock, World
 from service.trading import halting
 
-RESTART_S = 10.0
+PAIR_EVERY, PAIR_AT = 4, 1  # one seed in so many has two daemons on the account
+HOSTS = {"one": "198.51.100.7", "two": "198.51.100.8"}
+SECOND_AFTER_S = 60.0
 STORM_S = (600.0, 1_500.0)
 CALM_S = 600.0
 DEATHS_AN_HOUR = 3.0
 RESUME_EVERY_S = 120.0
+STORE_RETRY_S = 5.0  # of a database that was away, for the same reason as the next
 LOOK_EVERY_S = 5.0  # the kill switch at its values; every second costs a third of the simulation's time
 PUSH_EVERY_MS = 30_000  # forming candles; the venue tells them four times a second
 DEPOSIT = Decimal(10_000)
@@ -54,6 +62,7 @@ class SeedResult(msgspec.Struct, frozen=True, kw_only=True):
     restarts: dict[str, int]
     unknown: dict[str, int]  # orders whose outcome was unknown, by purpose
     resolved: dict[str, int]  # of those, how many ended known
+    lease: dict[str, int]  # of two daemons that share the account; empty for one
     totals: dict[str, int]  # requests, orders, fills, positions, decisions
     trace: str
 
@@ -88,95 +97,82 @@ class Simulation:
         self.plan.active = False
         self.troubles = Troubles(self.plan, self.venue, self.world.later)
         self.venue.disturb_by(self.troubles)
-        self.disk = Disk(directory)
         self.deaths: Counter[str] = Counter()
         self.restarts: Counter[str] = Counter()
-        self.life: Life | None = None
-        self.process: Process | None = None
-        self.wire: Wire | None = None
+        self.lease_counts: Counter[str] = Counter()
         self.auditor = Auditor(self)
         self.venue.on_event = self.auditor.on_event
-        self._lives = 0
+        self.lease_faults = LeaseFaults(self)
+        self.shared: SharedDatabase | None = None
+        self.hosts: list[Host] = []
+        self.set_up(directory)
+        self.disk = self.hosts[0].disk
         self._resume_s = 0.0
-        self._stopping = False
+        self.stopping = False
+
+    def shares_account(self) -> bool:
+        """Whether two daemons share the account: in some seeds."""
+        return self.seed % PAIR_EVERY == PAIR_AT
+
+    def set_up(self, directory: Path) -> None:
+        """One host with a state of its own, or two that share a database and have archives of their own."""
+        if not self.shares_account():
+            self.hosts.append(Host(self, "daemon", Disk(directory), own_state))
+            return
+        self.shared = shared = SharedDatabase(self.world)
+        shared.on_write = self.auditor.lease.wrote
+        for name, address in HOSTS.items():
+            (directory / name).mkdir()
+            disk = Disk(directory / name, shared.connection)
+            self.hosts.append(Host(self, name, disk, SharedState(shared, name).open, address))
 
     def knows_order(self, client_order_id: str) -> bool:
         """Whether an order of that id is durable."""
         return self.disk.knows_order(client_order_id)
 
-    # The daemon's lives
+    # Who runs
 
-    def start_daemon(self) -> None:
-        if self._stopping:
-            return
-        self._lives += 1
-        process = Process(self.world, f"daemon-{self._lives}", self._on_end, self._on_death)
-        wire = Wire(
-            self.world,
-            process,
-            self.venue,
-            self.troubles,
-            self.auditor,
-            request_limit_s=self.settings.exchange.request_limit_s,
-        )
-        clock = VirtualClock(self.world, self.start_ms, self.world.random.randrange(-2_000, 2_000))
-        self.life = Life(self.settings, self.disk, wire, clock)
-        self.process, self.wire = process, wire
-        self.auditor.restarted()
-        if self.plan.active and self.usual:
-            self._choose_death(process)
-        self.world.note("start", process.name)
-        process.start(self.life.run())
+    @property
+    def leader(self) -> Host | None:
+        """The host whose daemon holds the lease, or held it last."""
+        if self.shared is None:
+            return self.hosts[0]
+        return next((h for h in self.hosts if h.process and h.process.epoch == self.shared.epoch), None)
 
-    def _choose_death(self, process: Process) -> None:
-        """Some deaths between two steps of the first seconds; others are armed while it runs."""
-        if self.world.random.random() < 0.25:
-            process.die_at_step = self.world.random.randrange(1, 3_000)
+    @property
+    def life(self) -> Life | None:
+        return self.leader.life if self.leader is not None else None
 
-    def arm_death(self) -> None:
-        """Let the running process die soon: at a step, or around a write."""
+    @property
+    def process(self) -> Process | None:
+        return self.leader.process if self.leader is not None else None
+
+    @property
+    def leading_since_s(self) -> float:
+        """Since when the one that trades may; now, where none does."""
         process = self.process
-        if process is None or not process.alive:
-            return
-        draw = self.world.random
-        match draw.randrange(4):
-            case 0:
-                process.die_at_step = process.steps + draw.randrange(1, 4_000)
-            case 1:
-                process.die_before_write = process.writes + draw.randrange(1, 60)
-            case 2:
-                process.die_after_write = process.writes + draw.randrange(1, 60)
-            case _:
-                self.auditor.die_at_order = draw.choice(("order sent", "order answered"))
+        if process is None:
+            return self.world.now_s
+        return process.started_s if self.shared is None else self.shared.taken_s
 
-    def _on_death(self, process: Process, why: str) -> None:
-        self.deaths[why] += 1
-        self._gone(process, f"died {why}")
-        self.restarts["after a crash"] += 1
+    def held_s(self, process: Process, method: str) -> float:
+        """How long the network holds a request back."""
+        return self.lease_faults.held_s(process, method)
 
-    def _on_end(self, process: Process, error: BaseException | None) -> None:
-        if not self._stopping:
-            reason = type(error).__name__ if error else "ended"
-            self.restarts[f"after {reason}"] += 1
-            self.auditor.ended(error)
-        self._gone(process, f"ended with {error!r}")
-
-    def _gone(self, process: Process, how: str) -> None:
-        self.world.note("gone", f"{process.name} {how}")
-        if self.life is not None:
-            for failure in process.failures:
-                self.auditor.violate(f"a callback failed: {failure}")
-        if self.wire is not None:
-            self.wire.close()
-        self.life = self.process = self.wire = None
-        self.world.later(RESTART_S, self.start_daemon)
+    def records(self, stream: str) -> list[Record]:
+        """What the archives of all hosts hold, host after host."""
+        return [record for host in self.hosts for record in host.disk.records.get(stream, ())]
 
     # Time
 
     def run(self, hours: float) -> SeedResult:
         end_s = hours * 3_600.0
         self._step_market()
-        self.start_daemon()
+        for number, host in enumerate(self.hosts):
+            if number:
+                self.world.later(number * SECOND_AFTER_S, host.start)
+            else:
+                host.start()
         self.world.later(300.0 if self.usual else 1e12, lambda: self._storm(end_s))
         try:
             self.world.run(end_s)
@@ -214,24 +210,30 @@ class Simulation:
         while (at_s := at_s + self.world.random.expovariate(DEATHS_AN_HOUR / 3_600)) < (
             self.world.now_s + length_s
         ):
-            self.world.at(at_s, self.arm_death)
+            self.world.at(at_s, self._arm_death)
+        if self.shared is not None:
+            self.lease_faults.storm(length_s)
         self.world.later(length_s, self._calm)
         self.world.later(length_s + CALM_S, lambda: self._storm(end_s))
+
+    def _arm_death(self) -> None:
+        if self.leader is not None:
+            self.leader.arm_death()
 
     def _calm(self) -> None:
         self.plan.active = False
         self.auditor.die_at_order = ""
-        if self.process is not None:
-            self.process.die_at_step = self.process.die_before_write = self.process.die_after_write = 0
+        self.lease_faults.calm()
         self._resume_s = self.world.now_s + RESUME_EVERY_S / 2
         self.auditor.calm_began()
 
     def _finish(self, hours: float) -> SeedResult:
-        self._stopping = True
+        self.stopping = True
         self.auditor.finish()
         for process in tuple(self.world.processes):
             process.bury()
-        self.disk.close()
+        for host in self.hosts:
+            host.disk.close()
         unknown, resolved = self.auditor.unknown_orders()
         return SeedResult(
             seed=self.seed,
@@ -242,9 +244,21 @@ class Simulation:
             restarts=dict(sorted((+self.restarts).items())),
             unknown=unknown,
             resolved=resolved,
+            lease=self._lease_table(),
             totals=self.auditor.totals(),
             trace=self.world.trace,
         )
+
+    def _lease_table(self) -> dict[str, int]:
+        if self.shared is None:
+            return {}
+        refused = sum(host.life.refused_sends for host in self.hosts if host.life is not None)
+        counts = self.lease_counts + self.lease_faults.counts
+        counts["refused sends"] += refused
+        counts["refused writes"] += self.shared.fenced
+        counts["takeovers"] += max(self.shared.epoch - 1, 0)
+        counts["seeds with two daemons"] = 1
+        return dict(sorted((+counts).items()))
 
 
 def run_seed(
@@ -259,22 +273,28 @@ def run_seed(
     """Run one seed in a directory of its own. `on_note` is told all that the trace is made of."""
     with tempfile.TemporaryDirectory(prefix="perpd-simulate-", dir=_fast_directory()) as directory:
         worker.forget()
-        look_every_s = halting.LOOK_EVERY_S
+        look_every_s, keep_loaded = halting.LOOK_EVERY_S, worker.keep_loaded
+        store_retry_s, daemon.STORE_RETRY_S = daemon.STORE_RETRY_S, STORE_RETRY_S
         halting.LOOK_EVERY_S = LOOK_EVERY_S
+        worker.keep_loaded = lambda: None  # two daemons take turns: the dead would be collected each time
         gc.disable()  # cycles are collected once, at the end: when is chance otherwise
+        simulation = kind(seed, Path(directory), settings or settings_of_simulation(), usual=usual)
         try:
-            simulation = kind(seed, Path(directory), settings or settings_of_simulation(), usual=usual)
             simulation.world.on_note = on_note
             return simulation.run(hours)
         finally:
-            halting.LOOK_EVERY_S = look_every_s
+            halting.LOOK_EVERY_S, worker.keep_loaded = look_every_s, keep_loaded
+            daemon.STORE_RETRY_S = store_retry_s
             worker.forget()
-            _collect()
+            _collect(simulation)
 
 
-def _collect() -> None:
+def _collect(simulation: Simulation) -> None:
     """Let go of the dead."""
     with last_words_unheard():
+        simulation.world.end()
+        for host in simulation.hosts:
+            host.life = host.process = host.wire = None
         gc.unfreeze()
         gc.enable()
         gc.collect()

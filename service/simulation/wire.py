@@ -22,7 +22,7 @@ from service.exchange.simulated.server import Venue
 from service.exchange.simulated.streams import Connection, Sockets, text_frame
 from service.exchange.simulated.troubles import Disturbed, Troubles
 from service.ports import Clock
-from service.simulation.process import Process
+from service.simulation.process import Gone, Process
 from service.simulation.world import World
 
 ADDRESS = "198.51.100.7"
@@ -56,6 +56,8 @@ class Wire:
         watcher: Watcher,
         *,
         request_limit_s: float,
+        address: str = ADDRESS,
+        held_s: Callable[[Process, str], float] = lambda process, method: 0.0,
     ) -> None:
         self._world = world
         self._process = process
@@ -63,6 +65,8 @@ class Wire:
         self._troubles = troubles
         self._watcher = watcher
         self._request_limit_s = request_limit_s
+        self._address = address
+        self._held_s = held_s
         self._sockets = Sockets(venue.streams)
         self._pipes: list[Pipe] = []
 
@@ -83,25 +87,37 @@ class Wire:
 
     async def round_trip(self, method: str, url: URL, headers: dict[str, str]) -> Answer:
         """The answer, or what aiohttp raises without one."""
+        if not self._process.alive:
+            raise Gone
         future: asyncio.Future[Answer] = self._process.loop.create_future()
         path, _, query = str(url).partition("?")
         path = "/" + path.split("/", 3)[3]
+        held_s = self._held_s(self._process, method)
+        if held_s:
+            self._fail(future, self._request_limit_s, aiohttp.SocketTimeoutError("no answer in time"))
         self._world.later(
-            self._delay_s(),
-            lambda: self._arrive(future, method, path, query, headers.get("X-MBX-APIKEY")),
+            held_s + self._delay_s(),
+            lambda: self._arrive(future, method, path, query, headers.get("X-MBX-APIKEY"), held=held_s > 0),
         )
         return await future
 
     def _arrive(
-        self, future: asyncio.Future[Answer], method: str, path: str, query: str, key: str | None
+        self,
+        future: asyncio.Future[Answer],
+        method: str,
+        path: str,
+        query: str,
+        key: str | None,
+        *,
+        held: bool,
     ) -> None:
         """The request has left the process: what it does at the venue no longer depends on the process."""
         now_ms = self._venue.catch_up()
-        request = Request(method, path, query, "", key, ADDRESS, now_ms, self._world.now_s)
+        request = Request(method, path, query, "", key, self._address, now_ms, self._world.now_s)
         fault = self._troubles.request(method, path, now_ms)
         self._world.note("request", f"{self._process.name} {method} {path} {query} {fault.kind}")
-        if fault.kind:
-            self._watcher.disturbed(self._process, request, fault.kind)
+        if fault.kind or held:
+            self._watcher.disturbed(self._process, request, fault.kind or "held")
         found: Answer | None = None
         if fault.executes:
             self._watcher.arrived(self._process, request)

@@ -65,6 +65,11 @@ class World:
     def trace(self) -> str:
         return self._trace.hexdigest()
 
+    def end(self) -> None:
+        """Nothing happens any more."""
+        self.processes.clear()
+        self._events.clear()
+
     def run(self, until_s: float) -> None:
         """Let time pass. Raises Livelock."""
         turns = 0

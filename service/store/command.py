@@ -20,6 +20,7 @@ from service.logs import configure
 from service.output import check_output
 from service.settings import Loaded, RunSettings, Secrets, check_database_url
 from service.store.backup import copy_file, digest_file, put_back, reading, write_file
+from service.store.holding import Holding, holding_lease
 from service.store.opening import STATE_FILE, open_links, schema_name
 from service.store.schema import POSTGRES, SQLITE, TABLES
 from service.store.sqlite import connect, schema_version
@@ -236,10 +237,11 @@ async def _source(place: Place) -> AsyncIterator[Tables]:
 async def _exclusive(place: Place, *, filled: bool = False) -> AsyncIterator[tuple["Link", int]]:
     """A database whose lease we hold, under this epoch, and whose schema is up to date. Raises LeaseHeld."""
     from service.store.postgres import migrate
-    from service.store.postgres_lease import holding_lease
+    from service.store.postgres_lease import PostgresLeaseRow
 
     async with open_links(place.url, place.schema, place.settings.database_wait_s) as (link, lease_link):
-        async with holding_lease(lease_link, place.settings.lease_s, standing_by=None) as lease:
+        holding = Holding(PostgresLeaseRow(lease_link), place.settings.lease_s)
+        async with holding_lease(holding, standing_by=None) as lease:
             if filled and not await link.alone(lambda db: db.fetchval(VERSION)):
                 raise DataDirectoryUnusable(f"{link.where}: there is no state in schema {place.schema}")
             await migrate(link)

@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import msgspec
 from service.directory import market_name
 from service.ports import StateStore
 from service.settings import Loaded
+from service.store.holding import Holding, StandingBy, holding_lease
 from service.store.lease import Lease, LocalLease
 from service.store.sqlite import open_sqlite
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from service.store.postgres_link import Link
 
 STATE_FILE = "state.sqlite3"
-
-StandingBy = Callable[[str], AbstractAsyncContextManager[None]]
-"""Entered, with the name of whoever trades, while this perpd waits for its turn."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -50,12 +48,13 @@ async def open_state(
             yield State(sqlite, LocalLease(await sqlite.next_epoch()))
         return
     from service.store.postgres import PostgresStore, migrate
-    from service.store.postgres_lease import holding_lease
+    from service.store.postgres_lease import PostgresLeaseRow
 
     run = loaded.settings.run
     schema = schema_name(market_name(loaded.settings))
     async with open_links(loaded.secrets.database_url, schema, run.database_wait_s) as (link, lease_link):
-        async with holding_lease(lease_link, run.lease_s, standing_by=standing_by) as lease:
+        holding = Holding(PostgresLeaseRow(lease_link), run.lease_s)
+        async with holding_lease(holding, standing_by=standing_by) as lease:
             await migrate(link)
             yield State(PostgresStore(link, lease.epoch), lease)
 

@@ -1,10 +1,11 @@
 """Each decision is recorded once, whatever happens on the way.
 
 What is about to be recorded is first written to the store, with the archive's sequence numbers: after a
-crash those tell how much of it the archive has, and the rest follows. A signal counts as decided only once
-the archive has it. An entry's decision is written before its order may leave, so that no position
-lacks the decision that opened it. The shadows of decided signals are written with the mark that these are
-decided, so that no decided signal goes unfollowed.
+crash those tell how much of it the archive has, and the rest follows. One who takes over on another host
+has another archive, of which they tell nothing: it records the whole group, which both may hold then. A
+signal counts as decided only once the archive has it. An entry's decision is written before its order may
+leave, so that no position lacks the decision that opened it. The shadows of decided signals are written
+with the mark that these are decided, so that no decided signal goes unfollowed.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ class _Pending(msgspec.Struct, frozen=True):
     decisions: int
     pairs: list[Pair]
     provisional: bool  # an entry is being tried: it was decided if it was written down
+    archive: str = ""  # whose numbers these are
 
 
 _decode = msgspec.json.Decoder(_Pending).decode
@@ -68,6 +70,8 @@ class DecisionLog:
         if pending.provisional and not await self._entered(pending.pairs[0]):
             self._unfinished = False
             return []
+        if pending.archive not in ("", self._archive.identity):
+            pending = await self._note(pending.pairs, provisional=False)
         signals = self._archive.sequence("signals") - pending.signals
         decisions = self._archive.sequence("decisions") - pending.decisions
         missing = max(len(pending.pairs) - decisions, 0)
@@ -87,15 +91,17 @@ class DecisionLog:
         oldest_ms = min(signal.candle_close_ms for signal, _ in pairs)
         return {signal.signal_id for signal, _ in pairs} <= await self._store.decided_since(oldest_ms)
 
-    async def _note(self, pairs: Sequence[Pair], *, provisional: bool) -> None:
+    async def _note(self, pairs: Sequence[Pair], *, provisional: bool) -> _Pending:
         self._unfinished = True
         pending = _Pending(
             self._archive.sequence("signals"),
             self._archive.sequence("decisions"),
             list(pairs),
             provisional,
+            self._archive.identity,
         )
         await self._store.set_value(PENDING, msgspec.json.encode(pending).decode())
+        return pending
 
     async def _archive_from(self, pairs: Sequence[Pair], signals: int, decisions: int) -> None:
         """Put what the archive lacks: it has the first `signals` and the first `decisions` of them."""

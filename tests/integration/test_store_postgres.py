@@ -17,10 +17,10 @@ from service.directory import market_name
 from service.errors import LeaseHeld, LeaseLost, SchemaUnknown, StoreUnavailable
 from service.records import Fill
 from service.settings import Loaded, load
-from service.store import postgres_lease
+from service.store.holding import Holding, own_name
 from service.store.opening import open_links, open_state, schema_name
 from service.store.postgres import PostgresStore, migrate
-from service.store.postgres_lease import own_name
+from service.store.postgres_lease import PostgresLeaseRow
 from service.store.schema import POSTGRES
 from tests.market_seeds import MARKET_SEEDS
 from tests.samples import FILL
@@ -203,7 +203,8 @@ async def test_of_many_who_take_the_first_lease_at_once_one_has_it_and_none_fail
     async with open_links(*where, 9) as (one, two), open_links(*where, 9) as (three, four):
         for _ in range(300):
             await one.run(lambda db: db.execute("delete from lease"))
-            tries = [postgres_lease._try(link, 30.0, patient=False) for link in (one, two, three, four)]
+            holders = [Holding(PostgresLeaseRow(link), 30.0) for link in (one, two, three, four)]
+            tries = [holding.attempt(patient=False) for holding in holders]
             leases = [lease for lease, _ in await asyncio.gather(*tries) if lease is not None]
             assert [lease.epoch for lease in leases] == [1]
 

@@ -3,18 +3,20 @@
 The bugs exist here only, as subclasses and replacements of one method.
 """
 
+from pathlib import Path
+
 import pytest
 
 from service.errors import OrderOutcomeUnknown, OrderRejected
 from service.exchange.binance.account import AccountCalls
 from service.records import Order
-from service.simulation.daemon import Life
+from service.simulation.database import SharedDatabase
 from service.simulation.disk import Disk
-from service.simulation.process import Process
+from service.simulation.host import Host
 from service.simulation.run import Simulation, run_seed
-from service.simulation.wire import Wire
-from service.simulation.world import VirtualClock
+from service.simulation.state import own_state
 from service.store import rows
+from service.store.lease import TimedLease
 from service.store.sqlite import SqliteStore, _put_position
 from service.trading.cooldowns import Cooldowns
 from service.trading.protecting import Protector
@@ -101,22 +103,35 @@ def test_forgetting_orders_that_have_not_ended_is_found(monkeypatch: pytest.Monk
 class TwoInstances(Simulation):
     """A second daemon on the same account, with a data directory and a host of its own, and no lease."""
 
-    def start_daemon(self) -> None:
-        super().start_daemon()
-        if self._lives > 1:
-            return
-        directory = self.disk.directory / "second"
-        directory.mkdir()
-        self.second_disk = Disk(directory)
-        process = Process(self.world, "second", lambda process, error: None, lambda process, why: None)
-        limit_s = self.settings.exchange.request_limit_s
-        wire = Wire(self.world, process, self.venue, self.troubles, self.auditor, request_limit_s=limit_s)
-        clock = VirtualClock(self.world, self.start_ms)
-        process.start(Life(self.settings, self.second_disk, wire, clock).run())
+    def shares_account(self) -> bool:
+        return False
+
+    def set_up(self, directory: Path) -> None:
+        super().set_up(directory)
+        second = directory / "second"
+        second.mkdir()
+        self.hosts.append(Host(self, "second", Disk(second), own_state))
 
     def knows_order(self, client_order_id: str) -> bool:
-        return super().knows_order(client_order_id) or self.second_disk.knows_order(client_order_id)
+        return any(host.disk.knows_order(client_order_id) for host in self.hosts)
 
 
 def test_two_instances_without_a_lease_are_found():
     assert found("became two orders", "executed twice", kind=TwoInstances)
+
+
+class Shared(Simulation):
+    """Two daemons on one account in every seed."""
+
+    def shares_account(self) -> bool:
+        return True
+
+
+def test_a_deposed_one_that_still_sends_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(TimedLease, "may_send", lambda self: "")
+    assert found("sent without the lease", kind=Shared)
+
+
+def test_a_deposed_one_that_still_writes_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(SharedDatabase, "fence", lambda self, epoch: None)
+    assert found("a deposed daemon wrote", kind=Shared)

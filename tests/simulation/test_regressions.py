@@ -13,6 +13,7 @@ import pytest
 
 from service.exchange.simulated.rest import Answer, Request
 from service.exchange.simulated.troubles import UNDISTURBED, Disturbed
+from service.simulation import host
 from service.simulation.run import Simulation, run_seed
 
 HOURS = 2.0
@@ -22,6 +23,7 @@ SEEDS = {
     "a crash between the store and the archive left a decided signal without its record": 2,
     "a start took back both stops when it found one that was being moved": 20,
     "a position that was closed while its entry still filled left the rest bare and unowned": 95,
+    "who took over compared its archive with another host's and left a decision unrecorded": 261,
 }
 
 
@@ -48,6 +50,8 @@ class Script:
         self._lost_until_s = 0.0
         self._fills = 0
         self._die_at_write = 0
+        self._die_not_before_s = 0.0
+        self._hand_overs_s: tuple[float, ...] = ()
         self._armed = False
         self._unknown_leg = ""
         self._waiting = 0
@@ -72,10 +76,15 @@ class Script:
         self._refusals.append(_Refusal(method, path, times, Answer(400, body, {}, changed=False)))
         self._waiting += 1
 
-    def die_at_write_after_first_order(self, write: int) -> None:
-        """Let the daemon die after the so-many-th write that follows the first order."""
+    def die_at_write_after_first_entry(self, write: int, *, not_before_s: float = 0.0) -> None:
+        """Let the daemon die after the so-many-th write that follows the first entry from then on."""
         self._die_at_write = write
+        self._die_not_before_s = not_before_s
         self._waiting += 1
+
+    def hand_over_at(self, *at_s: float) -> None:
+        """Of two daemons, the one that holds the lease then ends in order."""
+        self._hand_overs_s = at_s
 
     def leave_unknown_and_die(self, leg: str) -> None:
         """Execute the first order of a leg, such as -s01, answer 503, and die once that is written down."""
@@ -90,6 +99,8 @@ class Script:
         troubles.event_delays = self._event_delays
         simulation.venue.engine.portions = self._split
         simulation.auditor.on_order_sent = self._on_order_sent
+        for at_s in self._hand_overs_s:
+            simulation.world.at(at_s, lambda: simulation.life.end("SIGTERM"))
         self._venue_answer = simulation.venue.answer
         simulation.venue.answer = self._answer
 
@@ -132,13 +143,15 @@ class Script:
 
     def _on_order_sent(self, name: str) -> None:
         process = self._simulation.process
-        if self._die_at_write and not self._armed and process is not None:
+        entry = name.rpartition("-")[2].startswith("e")
+        due = entry and self._simulation.world.now_s >= self._die_not_before_s
+        if due and self._die_at_write and not self._armed and process is not None:
             self._armed = True
             self._waiting -= 1
             process.die_after_write = process.writes + self._die_at_write
 
 
-def play(script: Script, hours: float = 0.25) -> Simulation:
+def play(script: Script, hours: float = 0.25, *, shared: bool = False) -> Simulation:
     """One seed without chance's faults, but with those of the script; nothing may be violated."""
     played: list[Simulation] = []
 
@@ -147,6 +160,9 @@ def play(script: Script, hours: float = 0.25) -> Simulation:
             super().__init__(seed, directory, settings, usual=usual)
             script.install(self)
             played.append(self)
+
+        def shares_account(self) -> bool:
+            return shared
 
     assert run_seed(4, hours, usual=0.0, kind=Scripted).violations == ()
     return played[0]
@@ -172,6 +188,20 @@ def test_a_crash_while_a_stop_is_moved_leaves_one_of_the_two():
 @pytest.mark.parametrize("write", range(1, 12))
 def test_a_crash_at_any_write_of_a_cycle_that_trades_leaves_one_decision_each(write: int):
     script = Script()
-    script.die_at_write_after_first_order(write)
+    script.die_at_write_after_first_entry(write)
     play(script)
     assert script.done
+
+
+@pytest.mark.parametrize("write", range(1, 9))
+def test_who_takes_over_with_a_longer_archive_records_what_the_other_was_deciding(
+    write: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(host, "RESTART_S", 50.0)  # so that the other takes over
+    script = Script()
+    script.hand_over_at(280.0, 1_480.0)
+    script.die_at_write_after_first_entry(write, not_before_s=1_500.0)
+    simulation = play(script, 0.6, shared=True)
+    assert script.done
+    one, two = (len(machine.disk.records["decisions"]) for machine in simulation.hosts)
+    assert 0 < one < two

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,16 @@ from service.simulation.run import run_seed
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def trace_of(seed: int, hash_seed: str) -> str:
-    """The trace of a seed in a fresh interpreter, whose sets and dicts hash words differently."""
-    code = f"from service.simulation.command import _one; print(_one(({seed}, 2.0, 1.0, 0)).trace)"
+ONE, TWO = 11, 13
+"""A seed with one daemon, and one with two on one account."""
+
+
+def traces(hash_seed: str) -> str:
+    """The traces of two seeds in a fresh interpreter, whose sets and dicts hash words differently."""
+    code = (
+        "from service.simulation.command import _one\n"
+        f"print([_one((seed, 1.2, 1.0, 0)).trace for seed in ({ONE}, {TWO})])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -28,14 +36,16 @@ def trace_of(seed: int, hash_seed: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_same_seed_gives_the_same_trace_in_one_process():
-    first, second = run_seed(7, 1.5), run_seed(7, 1.5)
+@pytest.mark.parametrize("seed", [ONE, TWO])
+def test_the_same_seed_gives_the_same_trace_in_one_process(seed: int):
+    first, second = run_seed(seed, 1.2), run_seed(seed, 1.2)
     assert first == second
     assert first.faults
+    assert bool(first.lease) == (seed == TWO)
 
 
 def test_the_same_seed_gives_the_same_trace_however_words_are_hashed():
-    assert len({trace_of(11, hash_seed) for hash_seed in ("0", "1", "2")}) == 1
+    assert len({traces(hash_seed) for hash_seed in ("0", "1", "2")}) == 1
 
 
 def test_another_seed_gives_another_trace():
@@ -55,6 +65,12 @@ def test_fifty_seeds_violate_nothing():
     assert [(result.seed, result.violations) for result in results if result.violations] == []
     assert sum(sum(result.faults.values()) for result in results) > 500
     assert sum(sum(result.deaths.values()) for result in results) > 20
+    lease = Counter[str]()
+    for result in results:
+        lease.update(result.lease)
+    assert lease["seeds with two daemons"] == 13
+    assert lease["takeovers"] > 20
+    assert min(lease["deposed"], lease["refused sends"]) > 0
 
 
 @pytest.mark.parametrize(

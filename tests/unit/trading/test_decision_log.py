@@ -19,6 +19,7 @@ class Durable:
     """Store and archive that outlive the process and let it die before the call `die_at`, counted from 1."""
 
     def __init__(self) -> None:
+        self.identity = "one"
         self.values: dict[str, str] = {}
         self.decided: list[str] = []
         self.records: dict[str, list[Record]] = {"signals": [], "decisions": []}
@@ -172,3 +173,24 @@ async def test_what_was_kept_long_ago_is_not_followed_again():
     durable.shadows.clear()  # closed since, and archived
     assert await (await log_of(durable)).recover() == []
     assert durable.shadows == []
+
+
+@pytest.mark.parametrize("die_at", range(1, 7))
+@pytest.mark.parametrize("held", [0, 1, 9])
+async def test_who_takes_over_with_another_archive_records_the_whole_group_in_it(held: int, die_at: int):
+    """However many records that archive holds, and wherever the recovery dies."""
+    durable = Durable()
+    durable.die_at = 3
+    with pytest.raises(Crash):
+        await (await log_of(durable)).keep([pair("a"), pair("b")])
+    durable.identity = "two"
+    old = [pair(f"old {number}") for number in range(held)]
+    durable.records = {"signals": [s for s, _ in old], "decisions": [d for _, d in old]}
+    durable.calls, durable.die_at = 0, die_at
+    try:
+        await (await log_of(durable)).recover()
+    except Crash:
+        durable.die_at = 0
+        await (await log_of(durable)).recover()
+    assert recorded(durable, "decisions")[held:] == recorded(durable, "signals")[held:] == ["a", "b"]
+    assert durable.decided == ["a", "b"]
