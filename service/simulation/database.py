@@ -21,6 +21,7 @@ from service.simulation.process import Gone, Process
 from service.simulation.world import World
 from service.store import sqlite
 from service.store.postgres_link import CONNECT_LIMIT_S, Link
+from service.store.turns import Turns, Work
 
 Result = TypeVar("Result")
 
@@ -253,7 +254,7 @@ class FencedStore(sqlite.SqliteStore):
     """The daemon's SQLite store, whose calls go over a link and whose writes are bound to an epoch."""
 
     def __init__(self, database: SharedDatabase, link: Link, epoch: int) -> None:
-        super().__init__(database.connection, NO_THREADS, Path("database"))
+        super().__init__(Turns(database.connection, NO_THREADS), Path("database"))
         self._database = database
         self._link = link
         self._epoch = epoch
@@ -271,13 +272,13 @@ class FencedStore(sqlite.SqliteStore):
         self._key = ("adjustment", adjustment.adjustment_id)
         return await super().save_adjustment(adjustment, holding=holding)
 
-    async def _read(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    async def _read(self, sql: str, *arguments: object, put_off: bool = False) -> list[tuple[Any, ...]]:
         def fetch() -> list[tuple[Any, ...]]:
             return self._database.connection.execute(sql, arguments).fetchall()
 
         return cast(list[tuple[Any, ...]], await self._link.run(lambda db: db.call(fetch, effect=False)))
 
-    async def _write(self, change: Callable[[sqlite3.Connection], Result]) -> Result:
+    async def _write(self, change: Work[Result], *, put_off: bool = False) -> Result:
         key, self._key = self._key, ()
 
         def transaction() -> Result:
