@@ -171,6 +171,8 @@ def figures(before: dict[str, Any], after: dict[str, Any], differences: list[str
     """The table: each part before and after, and what it saves; then the whole."""
     rows: list[Figure] = []
     for part, what, key, unit, estimate in PARTS:
+        if not before[key]:
+            continue  # in so short a run no buffer was full
         saving = (1 - after[key] / before[key]) * 100
         rows += [
             Figure(f"{part}, {what}, before", before[key], unit),

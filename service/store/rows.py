@@ -90,7 +90,8 @@ def outbox_row(stream: str, record: Record) -> OutboxRow:
     }[type(record)]
     name = ":".join((stream, *(getattr(record, name) for name in names)))
     if isinstance(record, Order) and not record.status.final:
-        name += f":{record.updated_ms:014d}:{record.status}:{record.filled_quantity}"
+        state = (record.status, record.filled_quantity, record.became_order_id)
+        name += f":{record.updated_ms:014d}:" + ":".join(map(str, state))
     return name, stream, encode(record).decode()
 
 

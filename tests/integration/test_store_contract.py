@@ -393,8 +393,9 @@ async def test_each_state_of_an_order_is_kept_for_the_archive_until_it_has_that_
     opened = changed(ORDER, status=OrderStatus.OPEN, venue_order_id="7", updated_ms=2)
     partly = changed(opened, status=OrderStatus.PARTLY_FILLED, filled_quantity=Decimal(1))
     more = changed(partly, filled_quantity=Decimal(2))
-    ended = changed(more, status=OrderStatus.FILLED, filled_quantity=Decimal("2.50"))
-    told = [ORDER, opened, partly, more, ended]
+    became = changed(more, became_order_id="8")  # told apart though all else is equal
+    ended = changed(became, status=OrderStatus.FILLED, filled_quantity=Decimal("2.50"))
+    told = [ORDER, opened, partly, more, became, ended]
     async with books.open() as store:
         for state in told:
             await store.save_order(state)
@@ -403,7 +404,7 @@ async def test_each_state_of_an_order_is_kept_for_the_archive_until_it_has_that_
         left = await store.unarchived("orders")
         assert sorted(map(str, left)) == sorted(map(str, told))
         await store.archived([("orders", opened), ("orders", ended)])
-        assert sorted(map(str, await store.unarchived("orders"))) == sorted(map(str, [ORDER, partly, more]))
+        assert sorted(map(str, await store.unarchived("orders"))) == sorted(map(str, [ORDER, partly, more, became]))
 
 
 async def test_bans_survive_a_restart_and_are_forgotten_once_over(books):

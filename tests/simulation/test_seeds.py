@@ -70,7 +70,7 @@ def test_fifty_seeds_violate_nothing():
         lease.update(result.lease)
     assert lease["seeds with two daemons"] == 13
     assert lease["takeovers"] > 20
-    assert min(lease["deposed"], lease["refused sends"]) > 0
+    assert min(lease["deposed"], lease["refused writes"]) > 0
 
 
 @pytest.mark.parametrize(
