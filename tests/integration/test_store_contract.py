@@ -404,7 +404,8 @@ async def test_each_state_of_an_order_is_kept_for_the_archive_until_it_has_that_
         left = await store.unarchived("orders")
         assert sorted(map(str, left)) == sorted(map(str, told))
         await store.archived([("orders", opened), ("orders", ended)])
-        assert sorted(map(str, await store.unarchived("orders"))) == sorted(map(str, [ORDER, partly, more, became]))
+        left = await store.unarchived("orders")
+        assert sorted(map(str, left)) == sorted(map(str, [ORDER, partly, more, became]))
 
 
 async def test_bans_survive_a_restart_and_are_forgotten_once_over(books):
