@@ -1,6 +1,8 @@
-"""A Recorder that tests can look at."""
+"""A Recorder and an archive that tests can look at."""
 
 from collections import Counter
+
+from service.records import Record
 
 
 class Recorder:
@@ -15,3 +17,18 @@ class Recorder:
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counts[name] += amount
+
+
+class Kept:
+    """What was put, with its stream, in the order it came."""
+
+    writable = True
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, Record]] = []
+
+    async def put(self, stream: str, record: Record) -> None:
+        self.records.append((stream, record))
+
+    def of(self, stream: str) -> list[Record]:
+        return [record for name, record in self.records if name == stream]

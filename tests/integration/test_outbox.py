@@ -10,7 +10,8 @@ from service.records import OrderPurpose, Record
 from service.store.sqlite import open_sqlite
 from service.trading.outbox import Outbox
 from tests.integration.test_store_contract import POSITION, changed
-from tests.integration.trading_desk import Counts, Kept, Venue, desk_at, opened, quiet
+from tests.integration.trading_desk import Venue, desk_at, opened, quiet
+from tests.recorder import Kept, Recorder
 
 
 class Hanging(Kept):
@@ -92,7 +93,7 @@ async def test_a_position_told_again_while_it_waits_is_not_forgotten_with_its_ol
 async def test_a_store_that_cannot_be_told_is_told_with_the_next_record(tmp_path: Path, monkeypatch):
     async with open_sqlite(tmp_path / "s") as store:
         archive = Kept()
-        outbox = Outbox(archive, Counts(), store)
+        outbox = Outbox(archive, Recorder(), store)
         run = asyncio.create_task(outbox.run())
         real = store.archived
 

@@ -45,7 +45,7 @@ from service.trading.ranking import Refused
 from service.trading.reconcile import Reconciler
 from service.trading.sending import Rules
 from service.trading.sizing import Approved
-from tests.recording import Counts, Kept
+from tests.recorder import Kept, Recorder
 from tests.samples import instrument, signal
 
 FEE = Decimal("0.0005")
@@ -260,7 +260,7 @@ class Desk(msgspec.Struct, kw_only=True):
     store: SqliteStore
     ledger: Ledger
     archive: Kept
-    counts: Counts
+    counts: Recorder
 
     async def closed(self) -> Position:
         await quiet(self)
@@ -294,7 +294,7 @@ async def desk_at(
     **settings: object,
 ) -> AsyncIterator[Desk]:
     trading = msgspec.structs.replace(TradingSettings(answer_limit_s=0.2, reconcile_s=3600), **settings)
-    archive, counts, clock = Kept(), Counts(), WallClock()
+    archive, counts, clock = Kept(), Recorder(), WallClock()
     async with open_sqlite(path / "state") as store:
         ledger, opening = await open_ledger(store, await venue.account(), counts)
         if opening is not None:  # tests look at what is booked later

@@ -5,7 +5,7 @@ import pytest
 from service.records import PositionSide, Record
 from service.store.sqlite import open_sqlite
 from service.trading.shadow import CANDLE_MS, HOUR_MS, ShadowBook
-from tests.recording import Counts, Kept
+from tests.recorder import Kept, Recorder
 from tests.samples import signal
 
 LONG, SHORT = PositionSide.LONG, PositionSide.SHORT
@@ -19,8 +19,8 @@ def candle(n: int, open_: float, high: float, low: float, close: float):
     return (n * CANDLE_MS, open_, high, low, close, 1.0)
 
 
-def book(store, archive=None, most: int = 100) -> tuple[ShadowBook, Counts]:
-    counts = Counts()
+def book(store, archive=None, most: int = 100) -> tuple[ShadowBook, Recorder]:
+    counts = Recorder()
     made = ShadowBook(store, archive or Kept(), counts, fee_fraction=0.0, life_hours=96, max_shadows=most)
     return made, counts
 
