@@ -1,6 +1,7 @@
 """The analysis of one cycle: batches that follow the load, in parallel, with one order of results."""
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import deque
@@ -39,6 +40,7 @@ from service.records import TIMEFRAME_MS, Load, Signal
 from service.settings import AnalysisSettings, StrategySettings
 
 _LANES_PER_WORKER = 2  # batches in flight per worker: one is worked on, one waits beside it
+_PATIENCE_S = 0.01
 _CLOCK_MS = TIMEFRAME_MS[CLOCK_TIMEFRAME]
 _QUARANTINE_CYCLES, _MAX_QUARANTINE_CYCLES = 10, 1_000
 
@@ -278,12 +280,13 @@ class ParallelAnalyzer:
     ) -> None:
         """Fill `outcomes`, a few batches at a time; each batch is let go before its lane takes the next."""
         waiting = deque(enumerate(batches))
+        all_taken = asyncio.Event()
         lanes = min(max(self._settings.workers, 1) * _LANES_PER_WORKER, len(batches))
         try:
             async with asyncio.timeout(None if limit_s == math.inf else max(limit_s, 0.0)):
                 async with asyncio.TaskGroup() as tasks:
                     for number in range(lanes):
-                        lane = self._lane(number, places, waiting, outcomes)
+                        lane = self._lane(number, places, waiting, all_taken, outcomes)
                         tasks.create_task(lane, name=f"analysis.lane-{number}")
         except TimeoutError:
             self._recorder.count("analysis.deadlines")
@@ -295,28 +298,43 @@ class ParallelAnalyzer:
         number: int,
         places: Sequence[Place],
         waiting: deque[tuple[int, list[int]]],
+        all_taken: asyncio.Event,
         outcomes: list[Outcome | None],
     ) -> None:
-        """Take batches until none waits: those of the lane's own worker first, then it helps the others."""
+        """Take batches until none waits: those of the lane's own worker first, then it helps the others.
+
+        The last ones are left to their own worker for a moment: it remembers what another would compute.
+        """
         worker = number % max(self._settings.workers, 1)
         while waiting:
             batch = self._next_for(worker, waiting)
+            if batch is None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PATIENCE_S):
+                        await all_taken.wait()
+                if not waiting:
+                    return
+                batch = waiting.popleft()[1]
+            if not waiting:
+                all_taken.set()
             found = await self._batch(worker, [places[index] for index in batch])
             for index, outcome in zip(batch, found, strict=True):
                 outcomes[index] = outcome
             del found
 
-    def _next_for(self, worker: int, waiting: deque[tuple[int, list[int]]]) -> list[int]:
+    def _next_for(self, worker: int, waiting: deque[tuple[int, list[int]]]) -> list[int] | None:
         """The first batch that is this worker's by its number, so that it meets what it remembers.
 
-        Not far ahead of the order given, which counts at the deadline: then simply the first.
+        Not far ahead of the order given, which counts at the deadline: then simply the first. None where the
+        few that are left are all another's.
         """
         workers = max(self._settings.workers, 1)
-        for at, (number, batch) in enumerate(islice(waiting, workers * _LANES_PER_WORKER)):
+        near = workers * _LANES_PER_WORKER
+        for at, (number, batch) in enumerate(islice(waiting, near)):
             if number % workers == worker:
                 del waiting[at]
                 return batch
-        return waiting.popleft()[1]
+        return waiting.popleft()[1] if len(waiting) > near else None
 
     async def _batch(self, worker: int, batch: list[Place]) -> list[Outcome]:
         """A batch, or where it cost a worker, each of its symbols alone."""

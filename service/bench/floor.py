@@ -1,9 +1,10 @@
 """The floor under a cycle: the strategy's own TA-Lib calls over the same data, in one loop, in one process.
 
 The calls are those of a full computation, all series, nothing reused. They are noted while the strategy runs
-over every row, with their very arguments, then made again with nothing around them. How many of them a cycle
-makes that reuses the series which did not change is counted beside it. Asked one line at a time, so that
-floor and cycles take turns on the same noisy machine.
+over every row, with their very arguments, then made again with nothing around them: at the beginning of the
+next round, when others have used the processor's caches since, as it is for a cycle's workers, and at once,
+when the caches hold all of it. How many of them a cycle makes that reuses the series which did not change is
+counted beside it. Asked one line at a time, so that floor and cycles take turns on the same noisy machine.
 """
 
 import gc
@@ -50,27 +51,34 @@ class Floor:
         self._store = CandleStore.attach(store_path)
         self._memo = SeriesMemo()
         self._strategy = load_strategy("ict_smc", {})
+        self._calls: list[Call] = []  # of the last round
         gc.disable()  # the floor pays for no collection: it is what cannot be undercut
 
     def round(self) -> dict[str, float]:
-        """One measurement over all rows as they are now. Seconds, and the numbers of calls."""
+        """One measurement over all rows as they are now. Seconds, and the numbers of calls.
+
+        The arguments are views of the store, so the calls of the last round work on candles of now, too.
+        """
+        if not self._calls:
+            self._calls = self._noted(None)
+        wall_s, cpu_s = _timed(self._make_calls)
         strategy_wall_s, strategy_cpu_s = _timed(self._analyse_all)
         calls_made = len(self._noted(self._memo))
-        calls = self._noted(None)
-
-        def floor() -> None:
-            for function, arguments in calls:
-                function(*arguments)
-
-        wall_s, cpu_s = _timed(floor)
+        self._calls = self._noted(None)
+        _, warm_cpu_s = _timed(self._make_calls)
         return {
             "wall_s": wall_s,
             "cpu_s": cpu_s,
-            "calls": len(calls),
+            "warm_cpu_s": warm_cpu_s,
+            "calls": len(self._calls),
             "calls_made": calls_made,
             "strategy_wall_s": strategy_wall_s,
             "strategy_cpu_s": strategy_cpu_s,
         }
+
+    def _make_calls(self) -> None:
+        for function, arguments in self._calls:
+            function(*arguments)
 
     def _noted(self, memo: "SeriesMemo | None") -> list[Call]:
         import talib

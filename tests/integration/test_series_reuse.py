@@ -4,15 +4,18 @@ import asyncio
 import os
 import random
 import signal
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
 
 from service.analysis.analyzer import ParallelAnalyzer
+from service.analysis.executor import AnalysisExecutor
 from service.analysis.nursery import spawn_nursery
 from service.analysis.pool import open_pool
 from service.analysis.row_view import RowView
+from service.analysis.worker import BatchAnswer, Outcome
 from service.market.candles import CandleStore
 from service.records import TIMEFRAME_MS, TIMEFRAMES, Load
 from service.settings import AnalysisSettings, StrategySettings
@@ -162,6 +165,52 @@ async def test_a_batch_meets_the_worker_that_remembers_it(market):
             computed += (await cycle(analyzer, market)).series_computed
     everything_twice = 2 * 3 * len(SYMBOLS)
     assert computed <= everything_twice, "both workers learn everything at most once more"
+
+
+class Workers(AnalysisExecutor):
+    """Answers at once that no symbol has a signal; those that are stuck keep what they were given."""
+
+    def __init__(self, stuck):
+        self.stuck = stuck
+        self.given = []
+        self.held = []
+
+    def submit_to(self, number, fn, /, *args):
+        future = Future()
+        future.set_running_or_notify_cancel()
+        self.given.append(number)
+        answer = msgspec.msgpack.encode(BatchAnswer([Outcome(-1)] * len(args[0]), 0, 0))
+        asyncio.get_running_loop().call_soon(self.answer, number, future, answer)
+        return future
+
+    def answer(self, number, future, answer):
+        if number in self.stuck:
+            self.held.append((future, answer))
+        else:
+            future.set_result(answer)
+
+    def free(self):
+        self.stuck = ()
+        for future, answer in self.held:
+            future.set_result(answer)
+
+
+@pytest.mark.parametrize(("patience_s", "helped"), [(30.0, len(SYMBOLS) - 2 - 4), (0.0, len(SYMBOLS) - 2)])
+async def test_the_last_batches_are_left_to_their_worker_for_a_moment_only(
+    market, monkeypatch, patience_s, helped
+):
+    monkeypatch.setattr("service.analysis.analyzer._PATIENCE_S", patience_s)
+    workers = Workers(stuck=(1,))
+    settings = AnalysisSettings(workers=2, batch_factors=(0.25,) * 3)
+    analyzer = ParallelAnalyzer(workers, market.store.path, settings, StrategySettings(), Recorder())
+    cycle = asyncio.create_task(analyzer.analyse(market.store.symbols(), market.now_ms, IDLE))
+    for _ in range(20 * len(SYMBOLS)):
+        await asyncio.sleep(0)
+    assert (workers.given.count(1), workers.given.count(0)) == (2, helped)
+    workers.free()
+    assert (await cycle).batches == len(SYMBOLS)
+    assert workers.given[2 + helped :] == [1] * (len(SYMBOLS) - 2 - helped)
+    analyzer.close()
 
 
 async def test_a_strategy_that_remembers_nothing_works_as_before(market, request):
