@@ -283,9 +283,10 @@ class _Ledger:
         from service.archive.compaction import compact
         from service.archive.verification import verify
 
-        if compacted:
-            self._totals["faults"] += compact(self._directory, newest=True).refused
-        reports = verify(self._directory)
+        with _after_upkeep(self._directory):
+            if compacted:
+                self._totals["faults"] += compact(self._directory, newest=True).refused
+            reports = verify(self._directory)
         self._totals["faults"] += sum(len(report.findings) for report in reports)
         self._totals["faults"] += abs(sum(report.records for report in reports) - self._totals["kept"])
 
