@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from decimal import Decimal
+from hashlib import blake2s
 
 import msgspec
 import structlog
@@ -79,7 +80,7 @@ def position_row(position: Position) -> PositionRow:
 def outbox_row(stream: str, record: Record) -> OutboxRow:
     """What the archive has still to get; a newer state of the same thing replaces an older one.
 
-    Each state of an order on its way is a thing of its own: they tell how it came to its end.
+    Each state of an order is a thing of its own: they tell how it came to its end, and what followed.
     """
     names = {
         Order: ("client_order_id",),
@@ -89,10 +90,10 @@ def outbox_row(stream: str, record: Record) -> OutboxRow:
         ShadowPosition: ("position_id",),
     }[type(record)]
     name = ":".join((stream, *(getattr(record, name) for name in names)))
-    if isinstance(record, Order) and not record.status.final:
-        state = (record.status, record.filled_quantity, record.became_order_id)
-        name += f":{record.updated_ms:014d}:" + ":".join(map(str, state))
-    return name, stream, encode(record).decode()
+    payload = encode(record)
+    if isinstance(record, Order):
+        name += f":{record.updated_ms:014d}:{blake2s(payload, digest_size=8).hexdigest()}"
+    return name, stream, payload.decode()
 
 
 def outbox_rows(records: Sequence[Record]) -> list[OutboxRow]:
@@ -113,9 +114,8 @@ def outbox_rows(records: Sequence[Record]) -> list[OutboxRow]:
 
 
 def outbox_marks(records: Sequence[tuple[str, Record]]) -> list[tuple[str, str]]:
-    """Name and payload of the rows that records, each of a stream, may have there: few orders have one."""
-    found = (outbox_row(stream, record) for stream, record in records if outbox_rows((record,)))
-    return [(name, payload) for name, _, payload in found]
+    """Name and payload of the rows that records, each of a stream, have there; some kinds have none."""
+    return [(name, payload) for name, _, payload in outbox_rows([record for _, record in records])]
 
 
 def from_outbox(stream: str, payload: str) -> Record:

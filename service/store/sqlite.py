@@ -7,7 +7,7 @@ for those that no order waits for: see `turns`.
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -38,6 +38,7 @@ log = structlog.get_logger("store.sqlite")
 Result = TypeVar("Result")
 
 BUSY_MS = 5_000
+WORK_LIMIT_S = 2.0
 
 
 @asynccontextmanager
@@ -72,6 +73,8 @@ class SqliteStore:
     def __init__(self, turns: Turns, path: Path) -> None:
         self._turns = turns
         self._path = path
+        # Booked in a transaction that was not waited for: found booked later, it was by us.
+        self._in_doubt: set[tuple[str, ...]] = set()
 
     async def save_order(self, order: Order) -> None:
         await self._write(lambda db: _put_order(db, order))
@@ -95,19 +98,16 @@ class SqliteStore:
         position: Position | None = None,
         cooldown_until_ms: int = 0,
     ) -> bool:
-        def write(db: sqlite3.Connection) -> bool:
-            added = db.execute("insert or ignore into fills values (?, ?, ?, ?, ?)", rows.fill_row(fill))
-            if added.rowcount == 0:
-                return False
+        def write(db: sqlite3.Connection) -> None:
             _put_outbox(db, fill)
             _add(db, "realised_pnl", realised_pnl)
             _add(db, "fees", fee)
             _put_holding(db, fill.symbol, quantity, cost)
             if position is not None:
                 _put_position(db, position, cooldown_until_ms)
-            return True
 
-        return await self._write(write)
+        sql = "insert or ignore into fills values (?, ?, ?, ?, ?)"
+        return await self._book(("fill", fill.symbol, fill.trade_id), sql, rows.fill_row(fill), write)
 
     async def fills(self, client_order_id: str) -> list[Fill]:
         found = await self._read(
@@ -179,17 +179,15 @@ class SqliteStore:
     async def save_adjustment(
         self, adjustment: Adjustment, *, holding: tuple[str, Decimal, Decimal] | None = None
     ) -> bool:
-        def write(db: sqlite3.Connection) -> bool:
-            row = rows.adjustment_row(adjustment)
-            if db.execute("insert or ignore into adjustments values (?, ?, ?)", row).rowcount == 0:
-                return False
+        def write(db: sqlite3.Connection) -> None:
             _put_outbox(db, adjustment)
             _add(db, adjustment.total, adjustment.amount)
             if holding is not None:
                 _put_holding(db, *holding)
-            return True
 
-        return await self._write(write)
+        sql = "insert or ignore into adjustments values (?, ?, ?)"
+        key = ("adjustment", adjustment.adjustment_id)
+        return await self._book(key, sql, rows.adjustment_row(adjustment), write)
 
     async def unarchived(self, stream: str) -> list[Record]:
         sql = "select payload from outbox where stream = ? order by name"
@@ -260,6 +258,22 @@ class SqliteStore:
 
         return await self._write(write)
 
+    async def _book(
+        self, key: tuple[str, ...], sql: str, row: Sequence[Any], write: Callable[[sqlite3.Connection], None]
+    ) -> bool:
+        """Insert a row once, and with it what it changes. True when it was booked by us, now or in doubt."""
+
+        def change(db: sqlite3.Connection) -> bool:
+            if db.execute(sql, row).rowcount == 0:
+                return key in self._in_doubt
+            self._in_doubt.add(key)
+            write(db)
+            return True
+
+        booked = await self._write(change)
+        self._in_doubt.discard(key)
+        return booked
+
     async def _read(self, sql: str, *arguments: object, put_off: bool = False) -> list[tuple[Any, ...]]:
         return await self._run(lambda db: db.execute(sql, arguments).fetchall(), put_off=put_off)
 
@@ -268,7 +282,12 @@ class SqliteStore:
 
     async def _run(self, work: Work[Result], *, writes: bool = False, put_off: bool = False) -> Result:
         try:
-            return await self._turns.make(work, writes=writes, put_off=put_off)
+            async with asyncio.timeout(None if put_off else WORK_LIMIT_S):
+                return await self._turns.make(work, writes=writes, put_off=put_off)
+        except TimeoutError as error:
+            # A disk that hangs. What was begun may still become durable; nobody's stop waits for it.
+            words = f"{self._path}: the disk takes longer than {WORK_LIMIT_S:g} s"
+            raise DataDirectoryUnusable(words) from error
         except sqlite3.IntegrityError as error:
             raise StateConflict(f"{self._path}: {error}") from error
         except sqlite3.OperationalError as error:

@@ -13,7 +13,7 @@ import asyncio
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -70,6 +70,7 @@ class Turns:
         self._asked_s = 0.0  # loop time of the newest call that was not put off
         self._timer: asyncio.TimerHandle | None = None
         self._written = 0  # turns that wrote since the last upkeep
+        self._finished = False
 
     async def make(self, work: Work[Result], *, writes: bool, put_off: bool = False) -> Result:
         """Do the work in its turn. Raises what it raises, and sqlite3.Error where nothing could be written.
@@ -81,7 +82,7 @@ class Turns:
         call = Call(work, writes, loop.create_future())
         if not put_off:
             self._asked_s = loop.time()
-        if put_off and (self._put_off or (writes and self._quiet_s(loop) < QUIET_S)):
+        if put_off and not self._finished and (self._put_off or (writes and self._quiet_s(loop) < QUIET_S)):
             if not self._put_off:
                 self._put_off_s = loop.time()
             self._put_off.append(call)
@@ -96,6 +97,7 @@ class Turns:
         if self._timer is not None:
             self._timer.cancel()
         self._upkeep = None
+        self._finished = True
         calls, self._put_off = self._put_off, []
         self._add(calls, asyncio.get_running_loop())
 
@@ -136,9 +138,8 @@ class Turns:
     def _work_off(self, loop: asyncio.AbstractEventLoop) -> None:
         while taken := self._next():
             calls = [call for call in taken if not call.answer.cancelled()]
-            answers = together(self._connection, calls)
-            wrote = any(call.writes for call in calls)
-            loop.call_soon_threadsafe(self._answer, loop, calls, answers, wrote)
+            for made, answers in together(self._connection, calls):
+                loop.call_soon_threadsafe(self._answer, loop, made, answers)
 
     def _next(self) -> list[Call]:
         """All that waits; reads that came before the first write are a turn of their own."""
@@ -153,7 +154,7 @@ class Turns:
     # -- on the loop
 
     def _answer(
-        self, loop: asyncio.AbstractEventLoop, calls: list[Call], answers: list[Answer], wrote: bool
+        self, loop: asyncio.AbstractEventLoop, calls: Sequence[Call], answers: Sequence[Answer]
     ) -> None:
         for call, answer in zip(calls, answers, strict=True):
             if call.answer.done():  # whoever asked is gone
@@ -162,19 +163,36 @@ class Turns:
                 call.answer.set_exception(answer.error)
             else:
                 call.answer.set_result(answer.result)
-        self._written += wrote
+        self._written += any(call.writes for call in calls)
         if self._upkeep is not None and self._written >= self._upkeep_after:
             self._look_again(loop, IDLE_S)
 
 
-def together(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Answer]:
-    """Make calls in one transaction, and one by one when that fails. An answer to each, in their order."""
+def together(
+    db: sqlite3.Connection, calls: Sequence[Call]
+) -> Iterator[tuple[Sequence[Call], Sequence[Answer]]]:
+    """Make calls in one transaction, and one by one when that fails; each with its answer, once made."""
     if len(calls) > 1 and any(call.writes for call in calls):
         try:
-            return [Answer(result) for result in _in_transaction(db, calls)]
-        except Exception:  # noqa: BLE001  whose fault it is shows when each is made alone
-            return [_alone(db, call) for call in calls]
-    return [_alone(db, call) for call in calls]
+            db.execute("begin immediate")
+        except BaseException as error:  # noqa: BLE001  an executor hands every error to its caller
+            # Nobody can write now: trying each alone would take each of them as long.
+            for call in calls:
+                yield (call,), (Answer(error=error) if call.writes else _alone(db, call),)
+            return
+        if (answers := _shared(db, calls)) is not None:
+            yield calls, answers
+            return
+    for call in calls:
+        yield (call,), (_alone(db, call),)
+
+
+def _shared(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Answer] | None:
+    """The answers of a transaction that has begun; None when it failed and was undone."""
+    try:
+        return [Answer(result) for result in _committed(db, calls)]
+    except BaseException:  # noqa: BLE001  whose fault it is shows when each is made alone
+        return None
 
 
 def _alone(db: sqlite3.Connection, call: Call) -> Answer:
@@ -189,6 +207,11 @@ def _alone(db: sqlite3.Connection, call: Call) -> Answer:
 def _in_transaction(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Any]:
     """The results, all durable."""
     db.execute("begin immediate")
+    return _committed(db, calls)
+
+
+def _committed(db: sqlite3.Connection, calls: Sequence[Call]) -> list[Any]:
+    """The results of a transaction that has begun, all durable."""
     try:
         results = [call.work(db) for call in calls]
         db.execute("commit")

@@ -236,8 +236,10 @@ class Books:
                 try:
                     if isinstance(record, Order):
                         await self._store.save_order(record)
+                        self._outbox.kept_late("orders", record)
                     else:
                         await self._put(record)
+                        self._outbox.kept_late("positions", record)
                 except StateConflict as error:
                     self.quarantine(record.symbol, error)
                 del self.unsaved[name]

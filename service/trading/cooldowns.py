@@ -62,8 +62,9 @@ class Cooldowns:
 
 
 def refused(left: float, minutes: float) -> Refused:
-    """Args: left: minutes; minutes: of a whole cooldown."""
+    """Args: left: minutes; minutes: the setting, which may have been another when this one began."""
     return Refused(
         reason=RefusalReason.COOLDOWN,
-        detail=f"{left:.1f} minutes left of {minutes:g} after a stop (risk.cooldown_minutes)",
+        detail=f"{left:.1f} minutes left since its position ended by stop, liquidation or deleveraging "
+        f"(risk.cooldown_minutes {minutes:g})",
     )

@@ -3,20 +3,14 @@
 They wait here, so that a full disk never holds up a stop. Entries are off while the archive cannot be
 written: what gathers is what ends the positions that are open.
 
-<<<<<<< HEAD
 The store keeps each fill, adjustment, state of an order and closed position until it is told that the archive
 has it: what a crash took from the queue is put at the next start. A crash between the archive and the store
 puts some again, equal to the first; of a position told again, the newest counts. Of a position that opens or
 moves its stop, the states in the queue may be lost; the store has the last.
-=======
-The store keeps each fill, adjustment, ended order and closed position until it is told that the archive has
-it: what a crash took from the queue is put at the next start. A crash between the archive and the store puts
-some again, equal to the first; of a position told again, the newest counts. Of an order that has not ended,
-and of a position that opens or moves its stop, the states in the queue may be lost; the store has the last.
->>>>>>> 74b849d (Let store calls that wait share a sync, and fold the log when idle)
 """
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -52,7 +46,7 @@ class Outbox:
         self._archive = archive
         self._recorder = recorder
         self._store = store
-        self._queue: asyncio.Queue[Item] = asyncio.Queue(OUTBOX_RECORDS)
+        self._queue: asyncio.Queue[tuple[Item, bool]] = asyncio.Queue(OUTBOX_RECORDS)
         self._unmarked: list[Item] = []  # in the archive, and the store was not told yet
         self._unmarked_more = asyncio.Event()
         self._marked = asyncio.Event()  # the store was told, or could not be
@@ -77,9 +71,14 @@ class Outbox:
     def put(self, stream: str, record: Record) -> None:
         """Take one record; never blocks."""
         try:
-            self._queue.put_nowait((stream, record))
+            self._queue.put_nowait(((stream, record), True))
         except asyncio.QueueFull:
             self._discarded(stream, record, "too many wait for the disk")
+
+    def kept_late(self, stream: str, record: Record) -> None:
+        """The store took a record after it was put here: it is told again, and nothing is archived twice."""
+        with contextlib.suppress(asyncio.QueueFull):  # then the next start archives it again
+            self._queue.put_nowait(((stream, record), False))
 
     async def written(self) -> None:
         """Returns once the archive has every record taken so far."""
@@ -90,6 +89,9 @@ class Outbox:
         try:
             async with asyncio.timeout(OUTBOX_LIMIT_S):
                 await self.written()
+                if self._unmarked:  # what the store did not take before, it may take now
+                    self._marked.clear()
+                    self._unmarked_more.set()
                 await self._marked.wait()
         except TimeoutError:
             log.error("records did not reach the archive", records=self.depth, unmarked=len(self._unmarked))
@@ -108,13 +110,15 @@ class Outbox:
                     for _ in batch:
                         self._queue.task_done()
 
-    async def _hand_over(self, batch: list[Item]) -> None:
-        for stream, record in batch:
+    async def _hand_over(self, batch: list[tuple[Item, bool]]) -> None:
+        for (stream, record), new in batch:
+            if not new:
+                continue
             try:
                 await self._archive.put(stream, record)
             except ValueError as error:  # a record that no archive takes must not hold up the others
                 self._discarded(stream, record, str(error))
-        self._unmarked += batch
+        self._unmarked += [item for item, _ in batch]
         self._marked.clear()
         self._unmarked_more.set()
 
@@ -123,15 +127,19 @@ class Outbox:
         while True:
             await self._unmarked_more.wait()
             self._unmarked_more.clear()
-            done, self._unmarked = self._unmarked, []
-            try:
-                await self._store.archived(done)
-            except (DataDirectoryUnusable, LeaseLost) as error:
-                # those beyond are put again at the next start
-                self._unmarked = [*done, *self._unmarked][-OUTBOX_RECORDS:]
-                log.debug(
-                    "the store does not know yet what is archived", records=len(done), reason=str(error)
-                )
+            while self._unmarked:
+                done, self._unmarked = self._unmarked[:AT_ONCE], self._unmarked[AT_ONCE:]
+                try:
+                    await self._store.archived(done)
+                except (DataDirectoryUnusable, LeaseLost) as error:
+                    # those beyond are put again at the next start
+                    self._unmarked = [*done, *self._unmarked][-OUTBOX_RECORDS:]
+                    log.debug(
+                        "the store does not know yet what is archived",
+                        records=len(self._unmarked),
+                        reason=str(error),
+                    )
+                    break
             if not self._unmarked_more.is_set():
                 self._marked.set()
 

@@ -98,25 +98,26 @@ class Sender:
     async def send(self, request: OrderRequest, order: Order) -> Failure | None:
         """Send one order that is written down, once. A Failure says that nothing rests or fills there."""
         name = request.client_order_id
-        halted = ""
-        if request.purpose is OrderPurpose.ENTRY:  # it may have been halted or blocked since it was approved
+        if request.purpose is OrderPurpose.ENTRY:
             self._outbox.put("orders", order)  # it was written with its position
-            halted = self._halted() or self._books.foreign.get(request.symbol, "")
-        if halted:
-            self._books.remember(order)
-            await self._bookkeeper.tell(order, Refused(f"nothing was sent: {halted}"))
-            return Failure(code=0, detail=f"nothing was sent: {halted}")
-        if request.purpose is not OrderPurpose.ENTRY:  # an entry was written with its position
+        else:
             # Nobody else changes an order before it is sent. With the lock, a stop would wait for what is
             # written of its entry; without, the two share a sync.
             await self._books.save_order(order)
         async with self._books.lock:
+            halted = ""
             if request.purpose is OrderPurpose.ENTRY:
                 self._books.remember(order)
-            order = step(order, Sent(), self._clock.now_ms()).order
-            self._books.orders[name] = order
-            self._books.changed.setdefault(name, asyncio.Event())
-            self._books.versions[order.symbol] += 1
+                # It may have been halted or blocked since it was approved, and while the lock was waited for.
+                halted = self._halted() or self._books.foreign.get(request.symbol, "")
+            if not halted:
+                order = step(order, Sent(), self._clock.now_ms()).order
+                self._books.orders[name] = order
+                self._books.changed.setdefault(name, asyncio.Event())
+                self._books.versions[order.symbol] += 1
+        if halted:
+            await self._bookkeeper.tell(order, Refused(f"nothing was sent: {halted}"))
+            return Failure(code=0, detail=f"nothing was sent: {halted}")
         self._recorder.count("trading.orders")
         started_s = self._clock.monotonic_s()
         try:

@@ -40,7 +40,7 @@ def test_no_entry_follows_a_stop_on_its_symbol_within_the_hour_over_a_restart(pe
 
     decisions = [row for row in archived(tmp_path / "data", "decisions") if row["reason"] == "cooldown"]
     assert len(decisions) == refused, "each is a decision of its own"
-    assert all("of 60 after a stop" in row["detail"] for row in decisions)
+    assert all("(risk.cooldown_minutes 60)" in row["detail"] for row in decisions)
     with closing(sqlite3.connect(tmp_path / "data" / "state.sqlite3")) as db:
         followed = {row[0] for row in db.execute("select json_extract(payload, '$.signal_id') from shadows")}
         running = db.execute("select count(*) from cooldowns").fetchone()

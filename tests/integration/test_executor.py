@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from decimal import Decimal
 from pathlib import Path
 
@@ -887,3 +888,45 @@ async def test_what_the_store_did_not_take_is_written_when_it_is_back(desk, monk
     for name in (position.stop_order_id, position.target_order_id):
         assert (await desk.store.order(name)).status is OrderStatus.OPEN
     assert await desk.store.position(position.position_id) == desk.executor.positions()[0]
+
+
+async def test_a_stop_leaves_though_the_disk_hangs_and_what_was_not_waited_for_is_booked_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("service.store.sqlite.WORK_LIMIT_S", 0.1)
+    free, thread = threading.Event(), desk.store._turns._thread
+    placed = desk.venue.place
+
+    async def place(request: OrderRequest) -> Order:
+        if request.purpose is OrderPurpose.ENTRY:
+            thread.submit(free.wait, 20)  # from here on nothing becomes durable
+        return await placed(request)
+
+    monkeypatch.setattr(desk.venue, "place", place)
+    entering = asyncio.create_task(desk.executor.open(signal(), approved()))
+    await until(lambda: desk.venue.resting(OrderPurpose.STOP))
+    assert desk.executor.store_failing
+    free.set()
+    await entering
+    await quiet(desk)
+    await desk.executor.store_back()
+    assert not desk.executor.store_failing
+    await quiet(desk)
+    assert await desk.equal()
+    [position] = await desk.store.open_positions()
+    assert position.quantity == 2
+
+
+async def test_an_entry_that_waits_for_the_books_is_not_sent_once_the_switch_has_tripped(desk: Desk):
+    books = desk.executor._books
+    words: list[str] = []
+    desk.executor._sender._halted = lambda: "".join(words)
+    async with books.lock:
+        entering = asyncio.create_task(desk.executor.open(signal(), approved()))
+        await until(lambda: desk.executor.pending_positions())
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        words.append("stop-entries by hand")
+    await entering
+    await quiet(desk)
+    assert desk.venue.sent == []

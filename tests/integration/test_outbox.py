@@ -90,6 +90,42 @@ async def test_a_position_told_again_while_it_waits_is_not_forgotten_with_its_ol
         assert await store.unarchived("positions") == []
 
 
+async def test_what_the_store_was_not_told_it_is_told_at_the_end(tmp_path: Path, monkeypatch):
+    async with open_sqlite(tmp_path / "s") as store:
+        outbox = Outbox(Kept(), Recorder(), store)
+        run = asyncio.create_task(outbox.run())
+        closed = changed(POSITION, closed_ms=9)
+        await store.save_position(closed)
+        with monkeypatch.context() as away:
+
+            async def full(records):
+                raise DataDirectoryUnusable("full")
+
+            away.setattr(store, "archived", full)
+            outbox.put("positions", closed)
+            await outbox.close()
+        assert await store.unarchived("positions") == [closed]
+        await outbox.close()
+        assert await store.unarchived("positions") == []
+        run.cancel()
+
+
+async def test_a_record_that_the_store_took_late_is_archived_once(tmp_path: Path):
+    async with open_sqlite(tmp_path / "s") as store:
+        archive = Kept()
+        outbox = Outbox(archive, Recorder(), store)
+        run = asyncio.create_task(outbox.run())
+        closed = changed(POSITION, closed_ms=9)
+        outbox.put("positions", closed)
+        await outbox.close()
+        await store.save_position(closed)
+        outbox.kept_late("positions", closed)
+        await outbox.close()
+        assert await store.unarchived("positions") == []
+        assert archive.of("positions") == [closed]
+        run.cancel()
+
+
 async def test_a_store_that_cannot_be_told_is_told_with_the_next_record(tmp_path: Path, monkeypatch):
     async with open_sqlite(tmp_path / "s") as store:
         archive = Kept()

@@ -395,7 +395,8 @@ async def test_each_state_of_an_order_is_kept_for_the_archive_until_it_has_that_
     more = changed(partly, filled_quantity=Decimal(2))
     became = changed(more, became_order_id="8")  # told apart though all else is equal
     ended = changed(became, status=OrderStatus.FILLED, filled_quantity=Decimal("2.50"))
-    told = [ORDER, opened, partly, more, became, ended]
+    priced = changed(ended, average_price=Decimal(99))  # concluded, then heard of
+    told = [ORDER, opened, partly, more, became, ended, priced]
     async with books.open() as store:
         for state in told:
             await store.save_order(state)
@@ -405,7 +406,7 @@ async def test_each_state_of_an_order_is_kept_for_the_archive_until_it_has_that_
         assert sorted(map(str, left)) == sorted(map(str, told))
         await store.archived([("orders", opened), ("orders", ended)])
         left = await store.unarchived("orders")
-        assert sorted(map(str, left)) == sorted(map(str, [ORDER, partly, more, became]))
+        assert sorted(map(str, left)) == sorted(map(str, [ORDER, partly, more, became, priced]))
 
 
 async def test_bans_survive_a_restart_and_are_forgotten_once_over(books):

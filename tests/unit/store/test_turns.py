@@ -199,3 +199,74 @@ async def test_upkeep_is_done_in_an_idle_moment_after_enough_turns(monkeypatch: 
         async with asyncio.timeout(5):
             await kept_up.wait()
         assert at == [3]
+
+
+async def test_what_cannot_begin_is_told_to_all_that_wait_at_once():
+    async with opened() as table:
+        holding = table.occupy()
+        await asyncio.sleep(0)
+        adding = [asyncio.create_task(table.add(number)) for number in range(5)]
+        reading = asyncio.create_task(table.read())
+        await asyncio.sleep(0)
+        original, table.turns._connection = table.turns._connection, Locked(table.turns._connection)
+        locked = table.turns._connection
+        table.let_go()
+        answers = await asyncio.gather(*adding, return_exceptions=True)
+        assert [str(answer) for answer in answers] == ["database is locked"] * 5
+        assert locked.tried == 1
+        assert await reading == []
+        table.turns._connection = original
+        await table.add(9)
+        await holding
+
+
+class Locked:
+    """A connection whose transactions cannot begin."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self.tried = 0
+
+    def execute(self, sql: str, *arguments):
+        if sql == "begin immediate":
+            self.tried += 1
+            raise sqlite3.OperationalError("database is locked")
+        return self._db.execute(sql, *arguments)
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
+
+async def test_whatever_ends_a_call_the_others_of_its_turn_and_later_ones_go_on():
+    def leave(db: sqlite3.Connection) -> None:
+        raise SystemExit("left")
+
+    async with opened() as table:
+        holding = table.occupy()
+        await asyncio.sleep(0)
+        first = asyncio.create_task(table.add(1))
+        leaving = asyncio.create_task(collected(table.turns.make(leave, writes=True)))
+        last = asyncio.create_task(table.add(2))
+        await asyncio.sleep(0)
+        table.let_go()
+        assert (await first, await last) == (1, 2)
+        assert isinstance(await leaving, SystemExit)
+        assert await table.add(3) == 3
+        await holding
+
+
+async def collected(awaitable) -> BaseException | None:
+    try:
+        await awaitable
+    except BaseException as error:  # noqa: BLE001
+        return error
+    return None
+
+
+async def test_nothing_is_put_off_after_the_end_either():
+    async with opened() as table:
+        table.turns.finish()
+        table.turns._asked_s = asyncio.get_running_loop().time()
+        async with asyncio.timeout(5):
+            assert await table.add(1, put_off=True) == 1

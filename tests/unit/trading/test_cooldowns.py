@@ -48,12 +48,12 @@ def test_it_lasts_its_minutes_from_the_close_and_not_one_millisecond_longer():
     assert cooldowns.left(0) == {}, "what is over is forgotten"
 
 
-def test_a_refusal_says_how_much_is_left_of_how_much():
+def test_a_refusal_says_how_much_is_left_and_why():
     cooldowns = Cooldowns(60.0)
     cooldowns.begin(CLOSED, 1_000)
     refused = cooldowns.refusal("AUSDT", 1_000 + 15 * MINUTE_MS)
     assert refused is not None
-    assert refused.detail == "45.0 minutes left of 60 after a stop (risk.cooldown_minutes)"
+    assert refused.detail.startswith("45.0 minutes left since its position ended by stop, liquidation")
 
 
 def test_an_older_end_that_is_told_later_shortens_nothing():
