@@ -32,7 +32,7 @@ from service.simulation.state import SharedState, own_state
 from service.simulation.world import Livelock, World
 from service.trading import halting
 
-PAIR_EVERY, PAIR_AT = 4, 1  # one seed in so many has two daemons on the account
+PAIR_EVERY, PAIR_AT = 8, 1  # one seed in so many has two daemons on the account
 HOSTS = {"one": "198.51.100.7", "two": "198.51.100.8"}
 SECOND_AFTER_S = 60.0
 STORM_S = (600.0, 1_500.0)
@@ -40,7 +40,7 @@ CALM_S = 600.0
 DEATHS_AN_HOUR = 3.0
 RESUME_EVERY_S = 120.0
 STORE_RETRY_S = 5.0  # of a database that was away, for the same reason as the next
-LOOK_EVERY_S = 5.0  # the kill switch at its values; every second costs a third of the simulation's time
+LOOK_EVERY_S = 10.0  # the kill switch at its values; every second costs a third of the simulation's time
 PUSH_EVERY_MS = 30_000  # forming candles; the venue tells them four times a second
 DEPOSIT = Decimal(10_000)
 ASSUMPTIONS = Assumptions(

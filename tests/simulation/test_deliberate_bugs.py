@@ -13,6 +13,7 @@ from service.records import Order
 from service.simulation.database import SharedDatabase
 from service.simulation.disk import Disk
 from service.simulation.host import Host
+from service.simulation.lease_faults import LONGEST_CUT_S, LeaseFaults
 from service.simulation.run import Simulation, run_seed
 from service.simulation.state import own_state
 from service.store import rows
@@ -128,6 +129,14 @@ class Shared(Simulation):
 
 
 def test_a_deposed_one_that_still_sends_is_found(monkeypatch: pytest.MonkeyPatch):
+    """It writes before it sends, and the fence stops most: the database is out of its reach here."""
+
+    def cut_off(self, storm: int) -> None:
+        leader = self._simulation.leader
+        if self._active and leader is not None:
+            self._cut((leader,), LONGEST_CUT_S, "database away from one")
+
+    monkeypatch.setattr(LeaseFaults, "_strike", cut_off)
     monkeypatch.setattr(TimedLease, "may_send", lambda self: "")
     assert found("sent without the lease", kind=Shared)
 
