@@ -30,6 +30,7 @@ from service.trading.killswitch import (
     looked,
     losses_in_a_row,
     resumed,
+    standing,
     tripped,
 )
 from service.trading.ranking import Refused
@@ -39,6 +40,7 @@ log = structlog.get_logger("trading.killswitch")
 KEY = "kill_switch"
 LOOK_EVERY_S = 1.0
 READ_EVERY_S = 5.0
+NOTHING_TRIPPED = "nothing was tripped, so nothing was lifted and nothing changed"
 
 
 class Values(Protocol):
@@ -205,13 +207,20 @@ class KillSwitch:
         return self._losses
 
     async def trip(self, level: Level, reason: str, by: str) -> dict[str, Any]:
-        """By hand. Returns what `state` says."""
-        await self._change(tripped(self.switch, level, reason, by, self._clock.now_ms()))
-        return self.state()
+        """By hand. Returns what `state` says, and what stays as it was because only a resume lowers it."""
+        stays = standing(self.switch, level)
+        if stays:
+            log.warning("kill switch command finds it set", asked=level, by=by, reason=reason, stays=stays)
+        after = tripped(self.switch, level, reason, by, self._clock.now_ms())
+        if after != self.switch:
+            await self._change(after)
+        return answered(self.state(), stays)
 
     async def resume(self, reason: str, by: str) -> dict[str, Any]:
         """Lift it, all of it. What tripped it is measured from now on. Returns what `state` says."""
-        log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words or "not tripped")
+        if not self.switch.trips:
+            return answered(self.state(), NOTHING_TRIPPED)
+        log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words)
         self._stale_since_s = None
         self._accepted_moved_ms = self._surroundings.clock_moved_ms()
         if self._executor is not None:
@@ -295,6 +304,11 @@ def tell_trip(trip: Trip, positions: tuple[Position, ...]) -> None:
     )
 
 
+def answered(state: dict[str, Any], words: str) -> dict[str, Any]:
+    """A state with what a person is told besides, "" for nothing."""
+    return {**state, "answer": words} if words else state
+
+
 def described(switch: Switch) -> dict[str, Any]:
     """The switch as plain values."""
     return {
@@ -333,8 +347,10 @@ async def write_switch(store: StateStore, switch: Switch) -> None:
 
 
 async def lift(store: StateStore, reason: str, by: str, now_ms: int) -> Switch:
-    """Resume while no daemon runs: the next one measures losses anew."""
+    """Resume while no daemon runs: the next one measures losses anew. Changes nothing if none is tripped."""
     before = await read_switch(store, now_ms)
+    if not before.trips:
+        return before
     after = resumed(before, reason, by, now_ms)
     await write_switch(store, after)
     if any(trip.rule.about_loss for trip in before.trips):
