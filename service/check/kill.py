@@ -35,7 +35,8 @@ async def kill_switch(loaded: Loaded, file: Path, now_ms: int) -> Check:
     try:
         values = await _from_database(loaded) if loaded.secrets.database_url else await _from_file(file)
     except (sqlite3.Error, PerpdError) as error:
-        return skipped(NAME, f"the state cannot be read: {error}")
+        transient = isinstance(error, PerpdError) and error.transient
+        return skipped(NAME, f"the state cannot be read: {error}", transient=transient)
     if values is None:
         return passed(NAME, "no state yet")
     switch = await read_switch(_Kept(values), now_ms)
