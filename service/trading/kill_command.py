@@ -196,6 +196,8 @@ def lines(state: dict[str, Any]) -> Iterator[str]:
     yield f"kill switch: {state['level']}"
     for trip in state["trips"]:
         yield f"  {trip['level']} since {utc_time(trip['tripped_ms'])}: {trip['words']}"
+    if "open" in state:
+        yield "open now, of ours: {positions} positions, {orders} orders".format(**state["open"])
     resumed = state["resumed"]
     if resumed["at_ms"]:
         yield f"last resumed {utc_time(resumed['at_ms'])} ({resumed['by']}): {resumed['reason']}"

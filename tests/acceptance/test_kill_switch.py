@@ -16,7 +16,9 @@ def test_flatten_closes_all_stays_over_a_restart_and_is_resumed_with_a_reason(pe
     assert command.finish() == 0
     assert command.lines[-1]["level"] == "flatten"
     daemon.read_until("flattening")
+    assert command.lines[-1]["open"]["positions"] >= 1
     daemon.read_until("position closed")
+    daemon.read_until("flat")
     daemon.process.send_signal(signal.SIGTERM)
     assert daemon.finish(40) == 0
     assert daemon.summary["exchange_equity"] == daemon.summary["equity"]

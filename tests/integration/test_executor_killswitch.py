@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from service.clock import WallClock
 from service.directory import claim, data_directory, locked
@@ -22,6 +23,7 @@ from service.settings import KillSettings, Loaded, RiskSettings, RunSettings, Se
 from service.store.sqlite import open_sqlite
 from service.trading import equity, halting, kill_command
 from service.trading.equity import MARKS, EquityWatch
+from service.trading.foreign import GUEST
 from service.trading.halting import KEY, KillSwitch, Surroundings, read_switch
 from service.trading.kill_command import run
 from service.trading.killswitch import Level, Rule, Switch, tripped
@@ -138,6 +140,37 @@ async def test_flatten_closes_everything_and_stays_tripped(halted: Halted, monke
     assert await desk.equal()
 
 
+async def test_a_flatten_names_what_is_open_and_tells_once_that_all_of_it_is_closed(
+    halted: Halted, monkeypatch
+):
+    monkeypatch.setattr(halting, "LOOK_EVERY_S", 0.01)
+    desk = halted.desk
+    await opened(desk)
+    desk.venue.before = {OrderPurpose.EXIT: [VenueUnavailable("away")] * 2}
+    with capture_logs() as logs:
+        async with halted.kill.running(desk.executor):
+            await halted.kill.look(desk.executor)
+            answer = await by_hand(halted, "flatten")
+            assert answer["open"] == {"positions": 1, "orders": 2}
+            assert "1 positions (AUSDT), closed at market, and 2 orders" in answer["answer"]
+            await until(lambda: "flat" in [line["event"] for line in logs])
+            await asyncio.sleep(0.05)
+            assert "flat: no position" in (await by_hand(halted, "flatten"))["answer"]
+    assert (desk.executor.positions(), desk.executor.working_orders()) == ((), ())
+    events = [line["event"] for line in logs]
+    assert events.count("flat") == 1
+    assert events.count("not closed yet, trying again") == 2
+    assert events.index("flat") > max(n for n, event in enumerate(events) if event == "flattening")
+
+
+async def test_a_flatten_that_is_only_protecting_a_guest_is_flat(halted: Halted):
+    desk = halted.desk
+    guest = msgspec.structs.replace(await opened(desk), signal_id=f"{GUEST}AUSDT")
+    desk.executor._books.positions[guest.position_id] = guest
+    assert halting.ours(desk.executor) == ([], [])
+    assert len(desk.executor.working_orders()) == 2
+
+
 @pytest.mark.parametrize("weaker", [Level.NO_ENTRIES, Level.REDUCE_ONLY])
 async def test_a_milder_command_does_not_call_a_flatten_off(halted: Halted, monkeypatch, weaker: Level):
     monkeypatch.setattr(halting, "LOOK_EVERY_S", 0.01)
@@ -167,15 +200,15 @@ async def test_the_same_level_again_keeps_the_first_reason_and_says_so(halted: H
     assert halted.kill.level is Level.NO_ENTRIES
 
 
-async def test_resuming_with_nothing_tripped_changes_nothing_and_says_so(halted: Halted, capsys):
+async def test_resuming_with_nothing_tripped_changes_nothing_and_says_so(halted: Halted):
     await by_hand(halted, "no_entries")
     await by_hand(halted, "resume", "the first")
     before = halted.kill.switch
-    capsys.readouterr()
-    answer = await by_hand(halted, "resume", "the second")
+    with capture_logs() as logs:
+        answer = await by_hand(halted, "resume", "the second")
     assert "nothing was tripped" in answer["answer"]
     assert (halted.kill.switch, answer["resumed"]["reason"]) == (before, "the first")
-    assert "lifted" not in capsys.readouterr().out
+    assert logs == []
 
 
 async def test_losses_with_open_positions_trip_it_and_resuming_measures_anew(halted: Halted):
