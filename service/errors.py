@@ -188,6 +188,16 @@ class VenueError(PerpdError):
         self.status = status  # the HTTP status, 0 where there was no answer
 
     @property
+    def answered(self) -> bool:
+        """The venue said something. Where it did not, nobody refused anything."""
+        return bool(self.code or self.status)
+
+    @property
+    def words(self) -> str:
+        """The venue's code, where it gave one, and the message."""
+        return f"{self.code}: {self}" if self.code else str(self)
+
+    @property
     def reaction(self) -> Reaction:
         """What the code asks of the caller; the class says the rest."""
         return reaction_to(self.code)
