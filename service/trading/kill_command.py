@@ -88,8 +88,12 @@ async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> 
             return await _beside_a_holder(loaded, action, reason, by, now_ms)
     where = "the database" if loaded.secrets.database_url else str(directory / STATE_FILE)
     answer = _stays(before, action)
-    done = switch.level or action if switch != before else SHOW
-    return {**answered(described(switch), answer), "daemon": _offline(done, where, now_ms)}
+    if switch == before:
+        waits = "; perpd closes all positions at its next start" if switch.level is Level.FLATTEN else ""
+        daemon = f"no daemon runs: read from {where}, nothing was changed{waits}"
+    else:
+        daemon = _offline(switch.level or RESUME, where, now_ms)
+    return {**answered(described(switch), answer), "daemon": daemon}
 
 
 def _stays(before: Switch, action: str) -> str:
@@ -102,10 +106,10 @@ def _stays(before: Switch, action: str) -> str:
 
 
 def _offline(done: str, where: str, now_ms: int) -> str:
-    """What was done without a daemon, when it takes effect, and by which clock. Args: done: SHOW, RESUME
-    or the level that is in force now."""
-    if done == SHOW:
-        return f"no daemon runs: read from {where}, nothing was changed"
+    """What was done without a daemon, when it takes effect, and by which clock.
+
+    Args: done: RESUME, or the level that is in force now.
+    """
     written = f"written to {where} at {utc_time(now_ms)} by this machine's clock"
     if done == RESUME:
         return f"no daemon runs: {written}; perpd trades again from its next start"

@@ -254,14 +254,14 @@ def standing(switch: Switch, level: Level) -> str:
     severest = max(switch.trips, key=lambda trip: trip.level.severity, default=None)
     known = switch.by_hand
     if severest is not None and severest.level.severity > level.severity:
-        return f"{_since(severest)} and stays; resume first to lower it"
+        return f"{severest.level} is set {_since(severest)} and stays; resume first to lower it"
     if known is not None and known.level is level:
-        return f"{_since(known)} already; that reason and time stay"
+        return f"{level} is set already {_since(known)}; that reason and time stay"
     return ""
 
 
 def _since(trip: Trip) -> str:
-    return f"{trip.level} is set since {utc_time(trip.tripped_ms)} ({trip.words})"
+    return f"since {utc_time(trip.tripped_ms)} ({trip.words})"
 
 
 def resumed(switch: Switch, reason: str, by: str, now_ms: int) -> Switch:

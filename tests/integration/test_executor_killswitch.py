@@ -193,7 +193,8 @@ async def test_the_same_level_again_keeps_the_first_reason_and_says_so(halted: H
     await by_hand(halted, "reduce_only", "first")
     before = halted.kill.switch
     answer = await by_hand(halted, "reduce_only", "second")
-    assert "first) already; that reason and time stay" in answer["answer"]
+    assert answer["answer"].startswith("reduce_only is set already since ")
+    assert answer["answer"].endswith("first); that reason and time stay")
     assert halted.kill.switch == before
     await by_hand(halted, "resume", "over")
     assert "answer" not in await by_hand(halted, "no_entries", "third")
@@ -440,6 +441,7 @@ def test_without_a_daemon_a_milder_command_lowers_nothing(tmp_path: Path, capsys
     assert f"{stronger} is set since" in state["answer"]
     assert "resume first" in state["answer"]
     assert "nothing was changed" in state["daemon"]
+    assert ("at its next start" in state["daemon"]) is (stronger is Level.FLATTEN)
     _, state = command(tmp_path, stronger, "again", capsys)
     assert state["trips"] == first["trips"]
     assert "already" in state["answer"]

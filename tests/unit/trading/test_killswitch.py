@@ -192,7 +192,10 @@ def test_by_hand_only_a_severer_word_replaces_level_reason_and_time(known: Level
         assert standing(before, asked) == ""
     else:
         assert switch == before
-        assert standing(before, asked).startswith(f"{known} is set since 1970-01-01 00:00:00 UTC (by hand")
+        already = " already" if asked is known else ""
+        assert standing(before, asked).startswith(
+            f"{known} is set{already} since 1970-01-01 00:00:00 UTC (by hand"
+        )
         assert "emergency" in standing(before, asked)
         assert ("resume first" in standing(before, asked)) is (asked is not known)
 
