@@ -12,6 +12,7 @@ PerpdError
   PortInUse               exit 69: another process listens there
   HistoryUnusable         exit 65: the archive or dataset holds nothing to work with
   CheckFailed             exit 77: live trading does not start, `perpd check` says what to do
+    CheckFailedForNow     exit 69: by nothing but what may pass by itself: start again
   DaemonUnreachable       exit 69: no daemon answers on the data directory's control socket
     NobodyListens         there is no socket, or one that a killed daemon left behind
   VenueError
@@ -50,6 +51,7 @@ class PerpdError(Exception):
     """perpd cannot go on with what it was doing."""
 
     exit_code = EXIT_FAILURE
+    transient = False  # it may pass by itself, so that trying again later helps
     advice = ""  # what the user can do, where the message does not say it
 
 
@@ -97,6 +99,7 @@ class StoreUnavailable(DataDirectoryUnusable):
     """The database does not answer, or refuses: nothing is opened until it takes writes again."""
 
     exit_code = EXIT_UNAVAILABLE
+    transient = True
     advice = "check DATABASE_URL, the database and the network between"
 
 
@@ -131,6 +134,14 @@ class CheckFailed(PerpdError):
 
     exit_code = EXIT_NOT_PERMITTED
     advice = "run `perpd check` for the whole table and what to do"
+
+
+class CheckFailedForNow(CheckFailed):
+    """All that failed may pass by itself, such as an outage of the venue: a supervisor starts perpd again."""
+
+    exit_code = EXIT_UNAVAILABLE
+    transient = True
+    advice = "start again until it has passed; run `perpd check` for the whole table"
 
 
 class DaemonUnreachable(PerpdError):
@@ -177,6 +188,16 @@ class VenueError(PerpdError):
         self.status = status  # the HTTP status, 0 where there was no answer
 
     @property
+    def answered(self) -> bool:
+        """The venue said something. Where it did not, nobody refused anything."""
+        return bool(self.code or self.status)
+
+    @property
+    def words(self) -> str:
+        """The venue's code, where it gave one, and the message."""
+        return f"{self.code}: {self}" if self.code else str(self)
+
+    @property
     def reaction(self) -> Reaction:
         """What the code asks of the caller; the class says the rest."""
         return reaction_to(self.code)
@@ -184,6 +205,8 @@ class VenueError(PerpdError):
 
 class VenueUnavailable(VenueError):
     """Nothing was sent, or only a read: retry with back-off."""
+
+    transient = True
 
 
 class VenueThrottled(VenueUnavailable):
@@ -213,9 +236,13 @@ class VenueCredentials(VenueError):
 class VenueClockSkew(VenueError):
     """The timestamp is outside the receive window."""
 
+    transient = True
+
 
 class VenueMalformed(VenueError):
     """The venue's answer cannot be decoded."""
+
+    transient = True
 
 
 class RequestRejected(VenueError):
@@ -228,3 +255,5 @@ class OrderRejected(RequestRejected):
 
 class OrderOutcomeUnknown(VenueError):
     """The order was sent and no usable answer came: ask by client order id, never resend."""
+
+    transient = True

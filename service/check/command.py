@@ -10,10 +10,10 @@ from pathlib import Path
 
 from service.check import here
 from service.check.kill import kill_switch
-from service.check.result import Check, as_json, failures, lines
+from service.check.result import Check, as_json, exit_code, failures, lines
 from service.check.venue import VenueChecks
 from service.directory import data_path
-from service.errors import EXIT_FAILURE, EXIT_OK, CheckFailed
+from service.errors import CheckFailed, CheckFailedForNow
 from service.exchange.access import Access, reaching
 from service.exchange.gate import Gate
 from service.logs import configure
@@ -22,7 +22,7 @@ from service.store.opening import STATE_FILE
 
 
 def run(loaded: Loaded, args: argparse.Namespace) -> int:
-    """Check and print the table. Exit code 1 when something fails."""
+    """Check and print the table. Exit code 1 when something fails, 69 when all that may pass by itself."""
     import msgspec
     import uvloop
 
@@ -30,7 +30,7 @@ def run(loaded: Loaded, args: argparse.Namespace) -> int:
     configure(msgspec.structs.replace(loaded.settings.log, level="error"), secrets=loaded.secrets.values())
     checks = uvloop.run(_check(loaded, os.environ))
     print(json.dumps(as_json(checks)) if args.json else "\n".join(lines(checks)))  # noqa: T201
-    return EXIT_FAILURE if failures(checks) else EXIT_OK
+    return exit_code(checks)
 
 
 async def _check(loaded: Loaded, environment: Mapping[str, str]) -> list[Check]:
@@ -82,7 +82,8 @@ async def _bans(loaded: Loaded, directory: Path) -> dict[str, int]:
 
 
 async def require(loaded: Loaded, directory: Path, access: Access, gate: Gate) -> None:
-    """Live trading starts only when nothing fails. Raises CheckFailed, naming what does.
+    """Live trading starts only when nothing fails. Raises CheckFailed, naming what does; CheckFailedForNow
+    where all of it may pass by itself: positions must not stay alone after an outage.
 
     Args: gate: the daemon's, which knows of bans, hears of new ones and of the right to send.
     """
@@ -90,4 +91,5 @@ async def require(loaded: Loaded, directory: Path, access: Access, gate: Gate) -
     found += await _kept(loaded, directory)
     found += await VenueChecks(loaded.settings, access, gate).run()
     if bad := failures(found):
-        raise CheckFailed("; ".join(f"{check.name}: {check.found}" for check in bad))
+        error = CheckFailedForNow if all(check.transient for check in bad) else CheckFailed
+        raise error("; ".join(f"{check.name}: {check.found}" for check in bad))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from service.check.result import Check, failed, passed
+from service.check.result import Check, failed, failed_with, passed
 from service.directory import market_name
 from service.errors import PerpdError
 from service.settings import Loaded
@@ -20,7 +20,7 @@ async def state(loaded: Loaded) -> Check:
     try:
         version = await link.run(lambda db: kept_version(db, schema))
     except PerpdError as error:
-        return failed("state", str(error), error.advice)
+        return failed_with("state", error)
     finally:
         await link.close()
     if version > len(POSTGRES):

@@ -14,10 +14,11 @@ from service.errors import PerpdError
 from service.settings import Loaded
 from service.trading.halting import KEY, read_switch
 from service.trading.kill_request import REQUEST
-from service.trading.killswitch import Trip
+from service.trading.killswitch import Level, Trip
 
 NAME = "kill switch"
 NAMES = (KEY, REQUEST)
+EFFECTS = {Level.FLATTEN: "nothing is opened and the next start closes every position of ours at market"}
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -35,15 +36,17 @@ async def kill_switch(loaded: Loaded, file: Path, now_ms: int) -> Check:
     try:
         values = await _from_database(loaded) if loaded.secrets.database_url else await _from_file(file)
     except (sqlite3.Error, PerpdError) as error:
-        return skipped(NAME, f"the state cannot be read: {error}")
+        transient = isinstance(error, PerpdError) and error.transient
+        return skipped(NAME, f"the state cannot be read: {error}", transient=transient)
     if values is None:
         return passed(NAME, "no state yet")
     switch = await read_switch(_Kept(values), now_ms)
     if switch.level is None:
         return passed(NAME, "free")
+    effect = EFFECTS.get(switch.level, "nothing is opened")
     return warned(
         NAME,
-        f"tripped, nothing is opened: {'; '.join(_words(trip) for trip in switch.trips)}",
+        f"tripped, {effect}: {'; '.join(_words(trip) for trip in switch.trips)}",
         "lift with perpd resume --reason TEXT",
     )
 

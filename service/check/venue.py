@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from service.check.result import Check, Verdict, failed, passed, skipped, warned
+from service.check.result import Check, Verdict, failed, failed_with, passed, skipped, warned
+from service.clock import WallClock
 from service.errors import RequestRejected, VenueCredentials, VenueError
 from service.exchange.access import Access
 from service.exchange.binance import probes
@@ -71,11 +72,13 @@ class VenueChecks:
             )
             names = PUBLIC + (PRIVATE if self._private else ())
             if silent := self._silent("venue reachable", self._rest):
-                return [silent, *(skipped(name, "the venue wants silence") for name in (OUTBOUND, *names))]
+                hanging = (OUTBOUND, *names)
+                return [silent, *(skipped(name, "it wants silence", transient=True) for name in hanging)]
             reachable = await self._checked("venue reachable", self._reachable)
             checks = [reachable, await self._checked(OUTBOUND, self._outbound)]
             if reachable.verdict is Verdict.FAIL:
-                return checks + [skipped(name, "the venue is not reachable") for name in names]
+                because, transient = "the venue is not reachable", reachable.transient
+                return checks + [skipped(name, because, transient=transient) for name in names]
             for name in names:
                 checks.append(await self._checked(name, self._checks()[name]))
         return checks
@@ -100,6 +103,7 @@ class VenueChecks:
             name,
             f"{client.host} asked this address for silence until {until}; nothing was asked",
             f"wait until {until}: asking earlier makes the ban longer",
+            transient=True,
         )
 
     def _checks(self) -> dict[str, Callable[[], Awaitable[Check]]]:
@@ -121,7 +125,7 @@ class VenueChecks:
         try:
             return await check()
         except VenueError as error:
-            return failed(name, str(error), error.advice)
+            return failed_with(name, error)
 
     # -- the way to the venue
 
@@ -144,23 +148,26 @@ class VenueChecks:
                 asyncio.open_connection(parts.hostname, port), self._access.settings.request_limit_s
             )
         except (OSError, TimeoutError) as error:
-            return failed(name, f"no connection to {parts.hostname}: {error}", VenueError.advice)
+            found = f"no connection to {parts.hostname}: {error}"
+            return failed(name, found, VenueError.advice, transient=True)
         address: str = writer.get_extra_info("sockname")[0]
         writer.close()
         return outbound_address(address)
 
     async def _clock_offset(self) -> Check:
+        """This machine's own clock: a start has corrected ours by the first answer already."""
         clock = self._access.clock
         began_ms = clock.now_ms()
         answer = await read(self._rest, TIME, {}, server_time.decode)
         ended_ms = clock.now_ms()
-        ahead_ms = answer.server_ms - (began_ms + ended_ms) // 2
+        corrected_ms = clock.offset_ms if isinstance(clock, WallClock) else 0
+        ahead_ms = answer.server_ms - (began_ms + ended_ms) // 2 + corrected_ms
         uncertain_ms = (ended_ms - began_ms) // 2 + 1
-        found = f"the venue is {ahead_ms:+d} ms ahead, known to {uncertain_ms} ms"
+        found = f"{clocks_apart(ahead_ms)}, known to {uncertain_ms} ms"
         advice = "let the machine keep its time with NTP; perpd corrects an offset, it cannot correct drift"
         surely_ms = max(abs(ahead_ms) - uncertain_ms, 0)
-        if surely_ms > WORST_OFFSET_MS:
-            return failed("clock", found, advice)
+        if surely_ms > WORST_OFFSET_MS:  # after a boot NTP sets it within minutes
+            return failed("clock", found, advice, transient=True)
         return warned("clock", found, advice) if surely_ms > GOOD_OFFSET_MS else passed("clock", found)
 
     # -- the market
@@ -188,7 +195,7 @@ class VenueChecks:
         """Whether the account's equity buys the smallest orders of the universe."""
         name = "minimum notionals"
         if not self._symbols:
-            return skipped(name, "no symbols")
+            return skipped(name, "no symbols", transient=True)
         if self._private:
             self._account = await self._exchange.account()
         if self._account is None:
@@ -209,7 +216,7 @@ class VenueChecks:
         """An acknowledged subscription that brings nothing is the venue's quietest failure."""
         name = "market stream"
         if not self._symbols:
-            return skipped(name, "no symbols")
+            return skipped(name, "no symbols", transient=True)
         first = probes.FirstCandle()
         symbols = self._symbols[:5]
         async with self._exchange.candle_stream(symbols, "5m", first.on_candle, first.on_gap):
@@ -220,6 +227,7 @@ class VenueChecks:
             f"{self._access.settings.stream_url} accepted the subscription and sent nothing "
             f"for {DELIVERY_LIMIT_S:.0f} s",
             "check exchange.stream_url: streams are routed by /market, /public and /private since April 2026",
+            transient=True,
         )
 
     # -- the account
@@ -321,7 +329,7 @@ class VenueChecks:
         """A test order to the matching engine's door, and the conditional orders' list."""
         name = "order route"
         if not self._symbols:
-            return skipped(name, "no symbols")
+            return skipped(name, "no symbols", transient=True)
         symbol = self._symbols[0]
         price = Decimal(repr(self._tickers[symbol].last_price))
         quantity = await probes.test_order(self._rest, self._instruments[symbol], price)
@@ -338,12 +346,19 @@ class VenueChecks:
                 name,
                 f"not open within {self._access.settings.request_limit_s:g} s: {problem}",
                 "check exchange.stream_url, below which /private must be reachable",
+                transient=True,
             )
         return passed(name, "a listen key is given and the connection stands")
 
 
 def _highest(brackets: Sequence[Bracket]) -> int:
     return max((bracket.max_leverage for bracket in brackets), default=0)
+
+
+def clocks_apart(ahead_ms: int) -> str:
+    """Args: ahead_ms: what the venue's clock is ahead of this machine's."""
+    amount = f"{abs(ahead_ms) / 1000:.1f} s" if abs(ahead_ms) >= 1_000 else f"{abs(ahead_ms)} ms"
+    return f"the venue's clock is {amount} {'behind' if ahead_ms < 0 else 'ahead of'} this machine's"
 
 
 def outbound_address(address: str) -> Check:

@@ -87,7 +87,10 @@ class Closer:
             request, failure = await self._on_their_grid(position, request, failure)
         if failure is not None:
             self._books.changed.pop(request.client_order_id, None)
-            log.error("exit refused", symbol=position.symbol, code=failure.code, detail=failure.detail)
+            if failure.reached:
+                log.error("exit refused", symbol=position.symbol, code=failure.code, detail=failure.detail)
+            else:
+                log.error("exit not sent", symbol=position.symbol, detail=failure.detail)
             if failure.reaction is Reaction.LOOK_AT_POSITION:
                 self._books.reconcile_wanted.set()
             return False

@@ -139,4 +139,4 @@ class Opener:
 
 
 def _rejected(error: VenueError, what: str) -> Refused:
-    return Refused(reason=RefusalReason.ORDER_REJECTED, detail=f"{what}: {error.code}: {error}")
+    return Refused(reason=RefusalReason.ORDER_REJECTED, detail=f"{what}: {error.words}")

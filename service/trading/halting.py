@@ -14,7 +14,7 @@ import structlog
 
 from service.errors import DataDirectoryUnusable
 from service.ports import Clock, Recorder, StateStore
-from service.records import CloseReason, OrderPurpose, OrderStatus, Position
+from service.records import CloseReason, Order, OrderPurpose, OrderStatus, Position
 from service.settings import KillSettings, RiskSettings
 from service.trading.bookkeeping import CONTRADICTIONS
 from service.trading.equity import MARKS, EquityWatch
@@ -30,6 +30,7 @@ from service.trading.killswitch import (
     looked,
     losses_in_a_row,
     resumed,
+    standing,
     tripped,
 )
 from service.trading.ranking import Refused
@@ -39,6 +40,7 @@ log = structlog.get_logger("trading.killswitch")
 KEY = "kill_switch"
 LOOK_EVERY_S = 1.0
 READ_EVERY_S = 5.0
+NOTHING_TRIPPED = "nothing was tripped, so nothing was lifted and nothing changed"
 
 
 class Values(Protocol):
@@ -76,6 +78,7 @@ class KillSwitch:
         self._risk = risk
         self._surroundings = surroundings
         self._executor: Executor | None = None
+        self._flat = False  # a flatten is in force and nothing of ours is left
         self._unsaved = False
         self._text = ""  # what the store has, as we know it
         self._read_at_s = clock.monotonic_s()
@@ -126,6 +129,7 @@ class KillSwitch:
                 await self._cancel_entries(executor)
             if self.level is Level.FLATTEN:
                 await self._flatten(executor)
+            self._tell_flat(executor)
             self._news.clear()
             try:
                 async with asyncio.timeout(LOOK_EVERY_S):
@@ -205,13 +209,34 @@ class KillSwitch:
         return self._losses
 
     async def trip(self, level: Level, reason: str, by: str) -> dict[str, Any]:
-        """By hand. Returns what `state` says."""
-        await self._change(tripped(self.switch, level, reason, by, self._clock.now_ms()))
-        return self.state()
+        """By hand. Returns what `state` says, and what stays as it was because only a resume lowers it."""
+        stays = standing(self.switch, level)
+        if stays:
+            log.warning("kill switch command finds it set", asked=level, by=by, reason=reason, stays=stays)
+        after = tripped(self.switch, level, reason, by, self._clock.now_ms())
+        if after != self.switch:
+            await self._change(after)
+        closing = self._closing() if self.level is Level.FLATTEN else ""
+        return answered(self.state(), "; ".join(words for words in (stays, closing) if words))
+
+    def _closing(self) -> str:
+        """What a flatten finds to do, for who asked for it."""
+        if self._executor is None:
+            return "what is open is not known yet; all of it is closed at market as soon as it is"
+        positions, orders = ours(self._executor)
+        if not positions and not orders:
+            return "flat: no position and no order of ours is open"
+        symbols = ", ".join(sorted(position.symbol for position in positions)) or "none"
+        return (
+            f"of ours are open now: {len(positions)} positions ({symbols}), closed at market, and "
+            f"{len(orders)} orders; the daemon logs 'flat' when none is left"
+        )
 
     async def resume(self, reason: str, by: str) -> dict[str, Any]:
         """Lift it, all of it. What tripped it is measured from now on. Returns what `state` says."""
-        log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words or "not tripped")
+        if not self.switch.trips:
+            return answered(self.state(), NOTHING_TRIPPED)
+        log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words)
         self._stale_since_s = None
         self._accepted_moved_ms = self._surroundings.clock_moved_ms()
         if self._executor is not None:
@@ -228,8 +253,12 @@ class KillSwitch:
             log.error("the new start of losses could not be written", error=str(error))
 
     def state(self) -> dict[str, Any]:
-        """For a person: the level, each trip with its value and limit, and the last resume."""
-        return described(self.switch)
+        """For a person: the level, each trip with its value and limit, the last resume, and how many
+        positions and orders of ours are open, once that is known."""
+        if self._executor is None:
+            return described(self.switch)
+        positions, orders = ours(self._executor)
+        return {**described(self.switch), "open": {"positions": len(positions), "orders": len(orders)}}
 
     async def _change(self, after: Switch) -> None:
         before, self.switch = self.switch, after
@@ -261,13 +290,20 @@ class KillSwitch:
 
     async def _flatten(self, executor: Executor) -> None:
         """Close every position of ours; what could not be closed is tried again at the next look."""
-        positions = [p for p in executor.positions() if not is_guest(p)]
+        positions, _ = ours(executor)
         if not positions:
             return
         log.error("flattening", symbols=[p.symbol for p in positions])
         async with asyncio.TaskGroup() as tasks:
             for position in positions:
                 tasks.create_task(self._close(executor, position), name=f"flatten.{position.symbol}")
+
+    def _tell_flat(self, executor: Executor) -> None:
+        """Once, when a flatten has done its work."""
+        flat = self.level is Level.FLATTEN and not any(ours(executor))
+        if flat and not self._flat:
+            log.warning("flat", detail="no position and no order of ours is left")
+        self._flat = flat
 
     async def _close(self, executor: Executor, position: Position) -> None:
         try:
@@ -282,6 +318,13 @@ class KillSwitch:
             log.error("not closed yet, trying again", symbol=position.symbol)
 
 
+def ours(executor: Executor) -> tuple[list[Position], list[Order]]:
+    """Open positions and orders, without guests, that are only protected, and their stops."""
+    positions = [position for position in executor.positions() if not is_guest(position)]
+    guests = {position.position_id for position in executor.positions() if is_guest(position)}
+    return positions, [order for order in executor.working_orders() if order.position_id not in guests]
+
+
 def tell_trip(trip: Trip, positions: tuple[Position, ...]) -> None:
     log.error(
         "kill switch tripped",
@@ -293,6 +336,11 @@ def tell_trip(trip: Trip, positions: tuple[Position, ...]) -> None:
         by=trip.by,
         effect=effect(trip.level, positions),
     )
+
+
+def answered(state: dict[str, Any], words: str) -> dict[str, Any]:
+    """A state with what a person is told besides, "" for nothing."""
+    return {**state, "answer": words} if words else state
 
 
 def described(switch: Switch) -> dict[str, Any]:
@@ -333,8 +381,10 @@ async def write_switch(store: StateStore, switch: Switch) -> None:
 
 
 async def lift(store: StateStore, reason: str, by: str, now_ms: int) -> Switch:
-    """Resume while no daemon runs: the next one measures losses anew."""
+    """Resume while no daemon runs: the next one measures losses anew. Changes nothing if none is tripped."""
     before = await read_switch(store, now_ms)
+    if not before.trips:
+        return before
     after = resumed(before, reason, by, now_ms)
     await write_switch(store, after)
     if any(trip.rule.about_loss for trip in before.trips):

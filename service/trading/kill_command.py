@@ -21,9 +21,19 @@ from service.monitor.asking import ask
 from service.ports import StateStore
 from service.settings import Loaded
 from service.store.opening import STATE_FILE, open_state
-from service.trading.halting import KEY, READ_EVERY_S, decoded, described, lift, read_switch, write_switch
-from service.trading.kill_request import REQUEST, encoded_request
-from service.trading.killswitch import Level, Switch, tripped
+from service.trading.halting import (
+    KEY,
+    NOTHING_TRIPPED,
+    READ_EVERY_S,
+    answered,
+    decoded,
+    described,
+    lift,
+    read_switch,
+    write_switch,
+)
+from service.trading.kill_request import REQUEST, encoded_request, with_request
+from service.trading.killswitch import Level, Switch, standing, tripped
 
 RESUME, SHOW = "resume", "show"
 _ANSWER_LIMIT_S = 15.0
@@ -72,21 +82,38 @@ async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> 
             return await _beside_a_holder(loaded, action, reason, by, now_ms)
         try:
             async with open_state(loaded, directory) as state:
-                switch = await _written(state.store, action, reason, by, now_ms)
+                before = await read_switch(state.store, now_ms)
+                switch = await _written(state.store, before, action, reason, by, now_ms)
         except LeaseHeld:
             return await _beside_a_holder(loaded, action, reason, by, now_ms)
     where = "the database" if loaded.secrets.database_url else str(directory / STATE_FILE)
-    return {**described(switch), "daemon": _offline(action, where, now_ms)}
+    answer = _stays(before, action)
+    if switch == before:
+        waits = "; perpd closes all positions at its next start" if switch.level is Level.FLATTEN else ""
+        daemon = f"no daemon runs: read from {where}, nothing was changed{waits}"
+    else:
+        daemon = _offline(switch.level or RESUME, where, now_ms)
+    return {**answered(described(switch), answer), "daemon": daemon}
 
 
-def _offline(action: str, where: str, now_ms: int) -> str:
-    """What was done without a daemon, when it takes effect, and by which clock."""
+def _stays(before: Switch, action: str) -> str:
+    """Why a command changes less than it says, or ''."""
     if action == SHOW:
-        return f"no daemon runs: read from {where}, nothing was changed"
-    written = f"written to {where} at {utc_time(now_ms)} by this machine's clock"
+        return ""
     if action == RESUME:
+        return "" if before.trips else NOTHING_TRIPPED
+    return standing(before, Level(action))
+
+
+def _offline(done: str, where: str, now_ms: int) -> str:
+    """What was done without a daemon, when it takes effect, and by which clock.
+
+    Args: done: RESUME, or the level that is in force now.
+    """
+    written = f"written to {where} at {utc_time(now_ms)} by this machine's clock"
+    if done == RESUME:
         return f"no daemon runs: {written}; perpd trades again from its next start"
-    if action == Level.FLATTEN:
+    if done == Level.FLATTEN:
         return (
             f"no daemon runs: nothing was closed and nothing was sent to the venue; {written}; perpd closes "
             "all positions at its next start and opens none: to close them now, start it, or go to the venue"
@@ -116,12 +143,15 @@ def _state_is_elsewhere(loaded: Loaded) -> bool:
     return bool(loaded.secrets.database_url) and books in ("", market_name(loaded.settings))
 
 
-async def _written(store: StateStore, action: str, reason: str, by: str, now_ms: int) -> Switch:
+async def _written(
+    store: StateStore, before: Switch, action: str, reason: str, by: str, now_ms: int
+) -> Switch:
     if action == RESUME:
         return await lift(store, reason, by, now_ms)
-    switch = await read_switch(store, now_ms)
-    if action != SHOW:
-        switch = tripped(switch, Level(action), reason, by, now_ms)
+    if action == SHOW:
+        return before
+    switch = tripped(before, Level(action), reason, by, now_ms)
+    if switch != before:
         await write_switch(store, switch)
     return switch
 
@@ -139,12 +169,19 @@ async def _beside_a_holder(loaded: Loaded, action: str, reason: str, by: str, no
             raise LeaseHeld(f"{holder}: it trades; resume there, so that nothing is lifted behind its back")
         if action == SHOW:
             return {**described(await read_switch(beside, now_ms)), "daemon": f"trading: {holder}"}
+        before = decoded(await beside.get_value(KEY) or "", now_ms)
+        pending = await beside.get_value(REQUEST) or ""
+        asked_for = with_request(before, pending, now_ms)
+        answer = standing(asked_for, Level(action))
         request = encoded_request(Level(action), reason, by, now_ms)
-        await beside.put_unfenced(REQUEST, request)
+        if tripped(asked_for, Level(action), reason, by, now_ms) == asked_for:
+            request = pending  # no severer: it must not take the place of one that nobody took up yet
+        else:
+            await beside.put_unfenced(REQUEST, request)
         for _ in range(int(TAKEN_LIMIT_S / TAKEN_LOOK_S)):
             switch = decoded(await beside.get_value(KEY) or "", now_ms)
             if switch.asked == request:
-                return {**described(switch), "daemon": f"taken up by {holder}"}
+                return {**answered(described(switch), answer), "daemon": f"taken up by {holder}"}
             await asyncio.sleep(TAKEN_LOOK_S)
     raise DaemonUnreachable(
         f"{action} is written down and not taken up within {TAKEN_LIMIT_S:g} s by {holder}; it is in "
@@ -158,9 +195,13 @@ def _print(state: dict[str, Any], args: argparse.Namespace) -> None:
 
 def lines(state: dict[str, Any]) -> Iterator[str]:
     """The state for a reader."""
+    if "answer" in state:
+        yield state["answer"]
     yield f"kill switch: {state['level']}"
     for trip in state["trips"]:
         yield f"  {trip['level']} since {utc_time(trip['tripped_ms'])}: {trip['words']}"
+    if "open" in state:
+        yield "open now, of ours: {positions} positions, {orders} orders".format(**state["open"])
     resumed = state["resumed"]
     if resumed["at_ms"]:
         yield f"last resumed {utc_time(resumed['at_ms'])} ({resumed['by']}): {resumed['reason']}"

@@ -6,7 +6,7 @@ request never lowers a level: it may be older than what the holder was told mean
 
 import msgspec
 
-from service.trading.killswitch import Level, Rule, Switch, tripped
+from service.trading.killswitch import Level, Switch, tripped
 
 REQUEST = "kill_request"
 """The value's name in the store; it is written without the lease."""
@@ -34,7 +34,5 @@ def with_request(switch: Switch, text: str, now_ms: int) -> Switch:
     except msgspec.MsgspecError as error:
         unreadable = f"a request cannot be read: {error}"
         request = KillRequest(level=Level.NO_ENTRIES, reason=unreadable, by="store", at_ms=now_ms)
-    by_hand = next((trip for trip in switch.trips if trip.rule is Rule.BY_HAND), None)
-    if by_hand is None or by_hand.level.severity <= request.level.severity:
-        switch = tripped(switch, request.level, request.reason, request.by, now_ms)
+    switch = tripped(switch, request.level, request.reason, request.by, now_ms)
     return msgspec.structs.replace(switch, asked=text)

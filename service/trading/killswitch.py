@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
+from service.clock import utc_time
 from service.records import Position, RefusalReason
 from service.settings import KillSettings, RiskSettings
 from service.trading.leverage import net_result
@@ -89,6 +90,11 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
     def words(self) -> str:
         """Why nothing may be opened, or ''."""
         return "; ".join(f"kill switch {trip.level}: {trip.words}" for trip in self.trips)
+
+    @property
+    def by_hand(self) -> Trip | None:
+        """What a person set."""
+        return next((trip for trip in self.trips if trip.rule is Rule.BY_HAND), None)
 
     def refusal(self) -> Refused | None:
         """The answer to a signal while it is tripped; the first trip names the reason."""
@@ -225,7 +231,11 @@ def _trip(rule: Rule, found: Finding, kill: KillSettings, now_ms: int) -> Trip:
 
 
 def tripped(switch: Switch, level: Level, reason: str, by: str, now_ms: int) -> Switch:
-    """Tripped by hand. The newest word of a person counts, a milder one too."""
+    """Tripped by hand. Only `resumed` lowers a level: a word that is no severer than the one before
+    changes nothing, so that a milder command of somebody else cannot call a flatten off."""
+    known = switch.by_hand
+    if known is not None and level.severity <= known.level.severity:
+        return switch
     trip = Trip(
         rule=Rule.BY_HAND,
         level=level,
@@ -237,6 +247,21 @@ def tripped(switch: Switch, level: Level, reason: str, by: str, now_ms: int) -> 
     )
     others = tuple(other for other in switch.trips if other.rule is not Rule.BY_HAND)
     return msgspec.structs.replace(switch, trips=(trip, *others))
+
+
+def standing(switch: Switch, level: Level) -> str:
+    """What a command by hand finds in force already, in words for who gives it; '' where it is obeyed."""
+    severest = max(switch.trips, key=lambda trip: trip.level.severity, default=None)
+    known = switch.by_hand
+    if severest is not None and severest.level.severity > level.severity:
+        return f"{severest.level} is set {_since(severest)} and stays; resume first to lower it"
+    if known is not None and known.level is level:
+        return f"{level} is set already {_since(known)}; that reason and time stay"
+    return ""
+
+
+def _since(trip: Trip) -> str:
+    return f"since {utc_time(trip.tripped_ms)} ({trip.words})"
 
 
 def resumed(switch: Switch, reason: str, by: str, now_ms: int) -> Switch:

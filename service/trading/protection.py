@@ -18,6 +18,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     code: int  # the venue's, 0 where it gave none
     detail: str
+    reached: bool = True  # false where nothing was sent, as the venue was not reached: nobody refused
 
     @property
     def reaction(self) -> Reaction:

@@ -18,6 +18,7 @@ from service.errors import (
     VenueCredentials,
     VenueError,
     VenueMalformed,
+    VenueUnavailable,
 )
 from service.ports import Clock, Exchange, Recorder
 from service.reactions import Reaction
@@ -151,10 +152,15 @@ class Sender:
     async def _send_failed(self, order: Order, error: VenueError) -> Failure:
         self._recorder.count("trading.orders_rejected")
         self.outcomes.append(error.reaction not in EXPECTED)
-        order = await self._bookkeeper.tell(order, Refused(f"{error.code}: {error}"))
-        log.warning(
-            "order refused", symbol=order.symbol, purpose=order.purpose, code=error.code, error=str(error)
-        )
+        reached = error.answered or not isinstance(error, VenueUnavailable)
+        order = await self._bookkeeper.tell(order, Refused(error.words))
+        if reached:
+            code = error.code
+            log.warning(
+                "order refused", symbol=order.symbol, purpose=order.purpose, code=code, error=str(error)
+            )
+        else:
+            log.warning("order not sent", symbol=order.symbol, purpose=order.purpose, error=str(error))
         if error.reaction is Reaction.WRONG_ROUTE:
             self._recorder.count("trading.orders_misrouted")
             log.error(
@@ -165,7 +171,7 @@ class Sender:
             )
         if error.reaction in BARS_ENTRIES or isinstance(error, VenueCredentials):
             self._books.bar_entries(str(error), BARS_ENTRIES.get(error.reaction, math.inf))
-        return Failure(code=error.code, detail=f"{error.code}: {error}")
+        return Failure(code=error.code, detail=error.words, reached=reached)
 
     async def wait_filled(self, name: str) -> None:
         """Wait for the events that end an order; ask when they do not come."""

@@ -1,7 +1,9 @@
 """The kill switch over HTTP, for those who know the token (PERPD_API_TOKEN); without one it is not there.
 
 GET /api/v1/kill shows it. POST /api/v1/stop-entries, reduce-only, flatten and resume act on it, with a JSON
-object {"reason": "..."} as body; resume needs one. Every request carries `Authorization: Bearer TOKEN`.
+object {"reason": "..."} as body; resume needs one. A command that changes less than it says, as it finds
+a severer level set or nothing to lift, is answered with 200 and the words in "answer". Every request
+carries `Authorization: Bearer TOKEN`.
 """
 
 import hmac

@@ -26,6 +26,37 @@ def test_a_failure_is_an_exit_code_and_a_row_that_says_what_to_do(perpd):
     assert "analysis.workers" in failed["advice"]
 
 
+LIVE = {"PERPD_RUN__LIVE_CONFIRMED": "true", "PERPD_API_KEY": "sim-key", "PERPD_API_SECRET": "sim-secret"}
+AWAY = {
+    "PERPD_EXCHANGE__REST_URL": "http://127.0.0.1:9",
+    "PERPD_EXCHANGE__STREAM_URL": "ws://127.0.0.1:9",
+    "PERPD_EXCHANGE__WALLET_URL": "http://127.0.0.1:9",
+}
+
+
+def test_a_venue_out_of_reach_ends_live_trading_so_that_it_is_started_again(perpd):
+    run = perpd("run", "--mode", "live", "--symbols", "10", "--data-dir", "data", **LIVE, **AWAY)
+    assert run.finish(60) == 69
+    assert "venue reachable" in run.failure["message"]
+    check = perpd("check", "--mode", "live", "--symbols", "10", "--data-dir", "data", **LIVE, **AWAY)
+    stdout, _ = check.process.communicate(timeout=60)
+    assert check.process.returncode == 69, stdout
+    assert "(may pass by itself)" in stdout
+
+
+def test_live_trading_does_not_start_on_a_clock_that_check_fails(perpd):
+    sim = perpd("sim", "--port", "0", "--symbols", "10", "--speed", "1")  # its market is of another day
+    ready = sim.read_until("simulated exchange ready")
+    venue = {
+        "PERPD_EXCHANGE__REST_URL": ready["rest_url"],
+        "PERPD_EXCHANGE__STREAM_URL": ready["stream_url"],
+        "PERPD_EXCHANGE__WALLET_URL": ready["rest_url"],
+    }
+    run = perpd("run", "--mode", "live", "--symbols", "10", "--cycles", "1", **LIVE, **venue)
+    assert run.finish(60) == 69
+    assert run.failure["message"].startswith("clock: the venue's clock is ")
+
+
 def test_live_trading_does_not_start_on_a_failed_check(perpd):
     sim = perpd("sim", "--port", "0", "--symbols", "10", "--speed", "1")
     ready = sim.read_until("simulated exchange ready")

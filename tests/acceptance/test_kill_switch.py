@@ -3,9 +3,21 @@
 import json
 import signal
 import urllib.request
+from typing import Any
 
 SMALL = ("--symbols", "60", "--speed", "120", "--data-dir", "data")
 TOKEN = "t0ken"
+
+
+def asked(port: int, action: str, reason: str) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/v1/{action}",
+        data=json.dumps({"reason": reason}).encode(),
+        headers={"Authorization": f"Bearer {TOKEN}"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+        return json.load(answer)
 
 
 def test_flatten_closes_all_stays_over_a_restart_and_is_resumed_with_a_reason(perpd):
@@ -16,7 +28,9 @@ def test_flatten_closes_all_stays_over_a_restart_and_is_resumed_with_a_reason(pe
     assert command.finish() == 0
     assert command.lines[-1]["level"] == "flatten"
     daemon.read_until("flattening")
+    assert command.lines[-1]["open"]["positions"] >= 1
     daemon.read_until("position closed")
+    daemon.read_until("flat")
     daemon.process.send_signal(signal.SIGTERM)
     assert daemon.finish(40) == 0
     assert daemon.summary["exchange_equity"] == daemon.summary["equity"]
@@ -34,13 +48,11 @@ def test_flatten_closes_all_stays_over_a_restart_and_is_resumed_with_a_reason(pe
         pass
     assert cycle["accepted"] == 0
     assert cycle["positions"] == 0
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/api/v1/resume",
-        data=b'{"reason": "looked at it"}',
-        headers={"Authorization": f"Bearer {TOKEN}"},
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert json.load(answer)["level"] == "free"
+    milder = asked(port, "stop-entries", "cron")
+    assert milder["level"] == "flatten"
+    assert "a test) and stays; resume first to lower it" in milder["answer"]
+    assert milder["open"] == {"positions": 0, "orders": 0}
+    assert asked(port, "resume", "looked at it")["level"] == "free"
     again.read_until("position opened")
     again.process.send_signal(signal.SIGTERM)
     assert again.finish(40) == 0

@@ -273,7 +273,7 @@ async def test_a_refused_order_says_so_and_is_sent_once(
 async def test_an_order_that_cannot_be_sent_is_unavailable_not_unknown(venue: FakeVenue):
     async with opened(venue) as exchange:
         exchange._rest._base = "http://127.0.0.1:1"
-        with pytest.raises(VenueUnavailable):
+        with pytest.raises(VenueUnavailable, match="the venue was not reached"):
             await exchange.place(ENTRY)
 
 

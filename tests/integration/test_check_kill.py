@@ -12,7 +12,7 @@ from service.store.opening import STATE_FILE, open_state
 from service.store.sqlite import open_sqlite
 from service.trading.halting import KEY, lift, read_switch, write_switch
 from service.trading.kill_request import REQUEST, encoded_request
-from service.trading.killswitch import Level, tripped
+from service.trading.killswitch import Level, Switch, tripped
 from tests.market_seeds import MARKET_SEEDS
 
 SINCE_MS = 1_700_000_000_000  # 2023-11-14 22:13:20 UTC
@@ -40,6 +40,14 @@ async def test_a_tripped_switch_is_a_warning_until_it_is_lifted(tmp_path: Path) 
         )
         await lift(store, "it is over", "a person", SINCE_MS + 1)
         assert (await found(loaded, tmp_path)).verdict is Verdict.PASS
+
+
+async def test_a_flatten_that_waits_says_what_the_next_start_does(tmp_path: Path) -> None:
+    async with open_sqlite(tmp_path / STATE_FILE) as store:
+        await write_switch(store, tripped(Switch(), Level.FLATTEN, "fed day", "me", SINCE_MS))
+    check = await found(load(None, {}), tmp_path)
+    assert check.verdict is Verdict.WARN
+    assert "the next start closes every position of ours at market: flatten since" in check.found
 
 
 @pytest.mark.parametrize("key", [KEY, REQUEST])

@@ -21,10 +21,11 @@ from aiohttp import web
 from service.check import venue as venue_checks
 from service.check.command import _bans as kept_bans
 from service.check.command import _check as check_all
-from service.check.result import Check, Verdict, failures
-from service.check.venue import VenueChecks, outbound_address
-from service.clock import ScaledClock
+from service.check.result import Check, Verdict, exit_code, failures
+from service.check.venue import VenueChecks, clocks_apart, outbound_address
+from service.clock import ScaledClock, WallClock
 from service.exchange.access import Access
+from service.exchange.binance import rest
 from service.exchange.gate import Gate
 from service.exchange.simulated.engine import Assumptions
 from service.exchange.simulated.generator import generate
@@ -151,6 +152,7 @@ async def test_without_a_key_only_public_data_is_looked_at():
 
 
 PERMISSIONS = {"enableWithdrawals": False, "enableFutures": True, "ipRestrict": True}
+MAY_PASS = {"HTTP 500", "stream refused with HTTP 500", "sent nothing", "502"}
 BAD_KEY = {"code": -2015, "msg": "Invalid API-key, IP, or permissions for action, request ip: 203.0.113.7"}
 
 
@@ -236,6 +238,8 @@ async def test_each_failure_is_named_with_what_to_do(
     assert check.verdict == verdict
     assert words in check.found
     assert check.advice
+    assert check.transient is (words in MAY_PASS)
+    assert exit_code(found) == (0 if verdict == "warn" else 69 if check.transient else 1)
     if name == "venue reachable":
         others = [c for c in found if c.name not in (name, "outbound address")]
         assert {c.verdict for c in others} == {Verdict.SKIP}
@@ -257,6 +261,7 @@ async def test_live_needs_to_know_or_an_explicit_word_that_the_key_cannot_withdr
     assert check.verdict is verdict
     assert "cannot withdraw" in check.advice
     assert [bad.name for bad in failures(found)] == (["key permissions"] if verdict is Verdict.SKIP else [])
+    assert exit_code(found) == (1 if verdict is Verdict.SKIP else 0)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +290,16 @@ async def test_a_venue_that_is_away_fails():
         found = await checks.run()
     assert named(found, "venue reachable").verdict is Verdict.FAIL
     assert named(found, "outbound address").verdict is Verdict.FAIL
+    assert exit_code(found) == 69
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_an_outage_may_pass_by_itself(status: int, monkeypatch):
+    monkeypatch.setattr(rest, "FIRST_PAUSE_S", 0.01)
+    async with checking({"/fapi/v1/time": (status, {})}) as checks:
+        found = await checks.run()
+    assert named(found, "venue reachable").verdict is Verdict.FAIL
+    assert exit_code(found) == 69
 
 
 @pytest.mark.parametrize(("ahead_ms", "verdict"), [(5_000, "fail"), (-5_000, "fail"), (800, "warn")])
@@ -297,12 +312,38 @@ async def test_a_clock_that_is_off_is_told(ahead_ms: int, verdict: str):
     assert named(found, "clock").verdict == verdict
 
 
+@pytest.mark.parametrize("corrected", [False, True])
+async def test_the_clock_is_this_machines_also_once_a_start_has_corrected_ours(corrected: bool):
+    machine, ours = WallClock(), WallClock()
+
+    async def time(request: web.Request) -> web.Response:
+        return web.json_response({"serverTime": machine.now_ms() - 104_800})
+
+    if corrected:
+        ours.correct(-104_800)
+    async with checking({"/fapi/v1/time": time}) as checks:
+        checks._access = msgspec.structs.replace(checks._access, clock=ours)
+        found = await checks.run()
+    clock = named(found, "clock")
+    assert (clock.verdict, clock.transient) == (Verdict.FAIL, True)
+    assert clock.found.startswith("the venue's clock is 104.8 s behind this machine's, known to ")
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "words"),
+    [(12, "12 ms ahead of"), (-999, "999 ms behind"), (61_040, "61.0 s ahead of"), (0, "0 ms ahead of")],
+)
+def test_two_clocks_are_said_to_be_apart_in_words(ahead_ms: int, words: str):
+    assert clocks_apart(ahead_ms) == f"the venue's clock is {words} this machine's"
+
+
 async def test_a_universe_without_symbols_fails_and_what_needs_one_is_not_looked_at():
     market = MarketSettings(symbols=4, min_age_days=1e6)
     async with checking(settings=Settings(market=market)) as checks:
         found = await checks.run()
     assert named(found, "universe").verdict is Verdict.FAIL
     assert named(found, "market stream").verdict is Verdict.SKIP
+    assert exit_code(found) == 1
 
 
 async def test_fewer_symbols_than_asked_for_are_a_warning():
@@ -355,6 +396,7 @@ async def test_during_a_ban_nothing_is_asked_and_the_end_is_named():
     assert found[0].verdict is Verdict.FAIL
     assert f"{datetime.fromtimestamp(until_ms // 1000, UTC):%H:%M:%S} UTC" in found[0].found
     assert {check.verdict for check in found[1:]} == {Verdict.SKIP}
+    assert exit_code(found) == 69
 
 
 async def test_a_ban_that_a_check_meets_is_told_to_the_gate():
@@ -365,6 +407,7 @@ async def test_a_ban_that_a_check_meets_is_told_to_the_gate():
         found = await checks.run()
     assert named(found, "venue reachable").verdict is Verdict.FAIL
     assert list(told.values()) == [4102444800000]
+    assert exit_code(found) == 69
 
 
 async def test_the_wallet_has_bans_of_its_own():

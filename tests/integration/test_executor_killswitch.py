@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from service.clock import WallClock
 from service.directory import claim, data_directory, locked
@@ -22,6 +23,7 @@ from service.settings import KillSettings, Loaded, RiskSettings, RunSettings, Se
 from service.store.sqlite import open_sqlite
 from service.trading import equity, halting, kill_command
 from service.trading.equity import MARKS, EquityWatch
+from service.trading.foreign import GUEST
 from service.trading.halting import KEY, KillSwitch, Surroundings, read_switch
 from service.trading.kill_command import run
 from service.trading.killswitch import Level, Rule, Switch, tripped
@@ -136,6 +138,78 @@ async def test_flatten_closes_everything_and_stays_tripped(halted: Halted, monke
     assert halted.kill.level is Level.FLATTEN
     assert {p.close_reason for p in await desk.store.closed_positions(9)} == {"exit"}
     assert await desk.equal()
+
+
+async def test_a_flatten_names_what_is_open_and_tells_once_that_all_of_it_is_closed(
+    halted: Halted, monkeypatch
+):
+    monkeypatch.setattr(halting, "LOOK_EVERY_S", 0.01)
+    desk = halted.desk
+    await opened(desk)
+    desk.venue.before = {OrderPurpose.EXIT: [VenueUnavailable("away")] * 2}
+    with capture_logs() as logs:
+        async with halted.kill.running(desk.executor):
+            await halted.kill.look(desk.executor)
+            answer = await by_hand(halted, "flatten")
+            assert answer["open"] == {"positions": 1, "orders": 2}
+            assert "1 positions (AUSDT), closed at market, and 2 orders" in answer["answer"]
+            await until(lambda: "flat" in [line["event"] for line in logs])
+            await asyncio.sleep(0.05)
+            assert "flat: no position" in (await by_hand(halted, "flatten"))["answer"]
+    assert (desk.executor.positions(), desk.executor.working_orders()) == ((), ())
+    events = [line["event"] for line in logs]
+    assert events.count("flat") == 1
+    assert events.count("not closed yet, trying again") == 2
+    assert events.index("flat") > max(n for n, event in enumerate(events) if event == "flattening")
+
+
+async def test_a_flatten_that_is_only_protecting_a_guest_is_flat(halted: Halted):
+    desk = halted.desk
+    guest = msgspec.structs.replace(await opened(desk), signal_id=f"{GUEST}AUSDT")
+    desk.executor._books.positions[guest.position_id] = guest
+    assert halting.ours(desk.executor) == ([], [])
+    assert len(desk.executor.working_orders()) == 2
+
+
+@pytest.mark.parametrize("weaker", [Level.NO_ENTRIES, Level.REDUCE_ONLY])
+async def test_a_milder_command_does_not_call_a_flatten_off(halted: Halted, monkeypatch, weaker: Level):
+    monkeypatch.setattr(halting, "LOOK_EVERY_S", 0.01)
+    desk = halted.desk
+    await opened(desk)
+    desk.venue.before = {OrderPurpose.EXIT: [VenueUnavailable("away")] * 3}
+    async with halted.kill.running(desk.executor):
+        await by_hand(halted, "flatten", "emergency")
+        answer = await by_hand(halted, weaker, "cron")
+        assert answer["level"] == "flatten"
+        assert "flatten is set since" in answer["answer"]
+        assert "emergency) and stays; resume first to lower it" in answer["answer"]
+        await until(lambda: not desk.executor.positions())
+        await quiet(desk)
+    [trip] = (await read_switch(desk.store, 1)).trips
+    assert (trip.level, "emergency" in trip.words) == (Level.FLATTEN, True)
+
+
+async def test_the_same_level_again_keeps_the_first_reason_and_says_so(halted: Halted):
+    await by_hand(halted, "reduce_only", "first")
+    before = halted.kill.switch
+    answer = await by_hand(halted, "reduce_only", "second")
+    assert answer["answer"].startswith("reduce_only is set already since ")
+    assert answer["answer"].endswith("first); that reason and time stay")
+    assert halted.kill.switch == before
+    await by_hand(halted, "resume", "over")
+    assert "answer" not in await by_hand(halted, "no_entries", "third")
+    assert halted.kill.level is Level.NO_ENTRIES
+
+
+async def test_resuming_with_nothing_tripped_changes_nothing_and_says_so(halted: Halted):
+    await by_hand(halted, "no_entries")
+    await by_hand(halted, "resume", "the first")
+    before = halted.kill.switch
+    with capture_logs() as logs:
+        answer = await by_hand(halted, "resume", "the second")
+    assert "nothing was tripped" in answer["answer"]
+    assert (halted.kill.switch, answer["resumed"]["reason"]) == (before, "the first")
+    assert logs == []
 
 
 async def test_losses_with_open_positions_trip_it_and_resuming_measures_anew(halted: Halted):
@@ -356,6 +430,26 @@ def test_without_a_daemon_the_commands_write_the_store(tmp_path: Path, capsys):
     code, state = command(tmp_path, "resume", "back", capsys)
     assert (code, state["level"], state["resumed"]["reason"]) == (0, "free", "back")
     assert asyncio.run(stored())[0] is None
+
+
+@pytest.mark.parametrize("stronger", [Level.FLATTEN, Level.REDUCE_ONLY])
+def test_without_a_daemon_a_milder_command_lowers_nothing(tmp_path: Path, capsys, stronger: Level):
+    asyncio.run(kept_state(tmp_path))
+    _, first = command(tmp_path, stronger, "emergency", capsys)
+    code, state = command(tmp_path, "no_entries", "cron", capsys)
+    assert (code, state["level"], state["trips"]) == (0, stronger, first["trips"])
+    assert f"{stronger} is set since" in state["answer"]
+    assert "resume first" in state["answer"]
+    assert "nothing was changed" in state["daemon"]
+    assert ("at its next start" in state["daemon"]) is (stronger is Level.FLATTEN)
+    _, state = command(tmp_path, stronger, "again", capsys)
+    assert state["trips"] == first["trips"]
+    assert "already" in state["answer"]
+    assert command(tmp_path, "resume", "over", capsys)[1]["level"] == "free"
+    code, state = command(tmp_path, "resume", "twice", capsys)
+    assert (code, state["resumed"]["reason"]) == (0, "over")
+    assert "nothing was tripped" in state["answer"]
+    assert command(tmp_path, "no_entries", "cron", capsys)[1]["level"] == "no_entries"
 
 
 def test_the_socket_of_a_killed_daemon_is_no_daemon(tmp_path: Path, capsys):

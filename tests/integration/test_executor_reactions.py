@@ -9,7 +9,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.clock import WallClock
-from service.errors import OrderOutcomeUnknown, OrderRejected, VenueCredentials, VenueError
+from service.errors import (
+    OrderOutcomeUnknown,
+    OrderRejected,
+    VenueCredentials,
+    VenueError,
+    VenueUnavailable,
+)
 from service.records import (
     CloseReason,
     Instrument,
@@ -67,6 +73,22 @@ async def test_an_entry_off_the_grid_is_fitted_to_the_rules_as_they_are_now_once
     assert await desk.store.order(entries[1].client_order_id) is not None
     await quiet(desk)
     assert await desk.equal()
+
+
+async def test_an_exit_that_was_not_sent_is_not_called_refused(desk: Desk):
+    """In an outage nobody refuses anything: the words are those of what happened."""
+    position = await opened(desk)
+    away = VenueUnavailable("new order: the venue was not reached: ClientConnectorError: no route")
+    desk.venue.before = {OrderPurpose.EXIT: [away, OrderRejected("no", code=-2010)]}
+    with capture_logs() as logs:
+        assert not await desk.executor.close(position, CloseReason.EXIT)
+        assert not await desk.executor.close(position, CloseReason.EXIT)
+    first, second, third, fourth = [line for line in logs if line["event"].startswith(("order ", "exit "))]
+    assert [line["event"] for line in (first, second)] == ["order not sent", "exit not sent"]
+    assert (first["error"], second["detail"]) == (str(away), str(away))
+    assert "code" not in first | second
+    assert [line["event"] for line in (third, fourth)] == ["order refused", "exit refused"]
+    assert (third["code"], fourth["detail"]) == (-2010, "-2010: no")
 
 
 async def test_an_entry_off_the_grid_twice_is_refused(desk: Desk):

@@ -12,11 +12,13 @@ import pytest
 
 from service.clock import WallClock
 from service.directory import locked
+from service.errors import DaemonUnreachable
 from service.settings import KillSettings, RiskSettings, load
 from service.store.opening import open_state
-from service.trading import halting
+from service.trading import halting, kill_command
 from service.trading.equity import EquityWatch
 from service.trading.halting import KillSwitch, Surroundings, read_switch
+from service.trading.kill_request import REQUEST, encoded_request
 from service.trading.killswitch import Level
 from tests.integration.trading_desk import Desk, Venue, desk_at, opened, quiet, until
 from tests.market_seeds import MARKET_SEEDS
@@ -88,6 +90,9 @@ async def test_the_holder_takes_up_what_is_asked_beside_it_and_says_so(environme
         assert holder.desk.venue.held == {}
         assert "news" in holder.kill.words
 
+        code, out, _ = await holder.command("stop-entries", "--reason", "cron")
+        assert (code, json.loads(out)["level"]) == (0, "flatten")
+        assert "news) and stays; resume first" in json.loads(out)["answer"]
         code, out, _ = await holder.command("resume", "--reason", "over")
         assert code == 69
         assert "resume there" in out
@@ -96,6 +101,20 @@ async def test_the_holder_takes_up_what_is_asked_beside_it_and_says_so(environme
         holder.kill._read_at_s = 0.0
         await holder.kill.look(holder.desk.executor)
         assert holder.kill.level is None
+
+
+async def test_a_milder_request_does_not_take_the_place_of_one_that_waits(environment, tmp_path, monkeypatch):
+    monkeypatch.setattr(kill_command, "TAKEN_LIMIT_S", 0.3)
+    flatten = encoded_request(Level.FLATTEN, "emergency", "perpd, me", 5)
+    async with holding(environment, tmp_path / "holder") as holder:
+        store = holder.kill._store
+        await store.set_value(REQUEST, flatten)
+        for waits in ("no_entries", "reduce_only", "flatten"):
+            with pytest.raises(DaemonUnreachable):
+                await kill_command._beside_a_holder(load(None, environment), waits, "cron", "you", 9)
+            assert await store.get_value(REQUEST) == flatten
+    async with holding(environment, tmp_path / "holder") as successor:
+        assert successor.kill.level is Level.FLATTEN
 
 
 async def test_what_a_holder_has_not_taken_up_is_kept_for_the_next_start(environment, tmp_path):

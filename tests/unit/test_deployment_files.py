@@ -177,6 +177,7 @@ def test_the_unit_waits_for_the_drain_and_does_not_repeat_what_cannot_succeed() 
     assert unit_values("Restart") == ["on-failure"]
     prevented = {int(code) for code in unit_values("RestartPreventExitStatus")[0].split()}
     assert prevented == {EXIT_NOT_PERMITTED, EXIT_SETTINGS}
+    assert unit_values("StartLimitIntervalSec") == ["0"]  # an outage is longer than any count of starts
 
 
 def test_the_unit_passes_credentials_and_a_state_directory() -> None:

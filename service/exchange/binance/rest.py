@@ -252,14 +252,15 @@ class RestClient:
 def _no_answer(call: Call, error: Exception) -> VenueError:
     """What a request without an answer means. Only a failed connection proves that nothing was sent."""
     reason = str(error) or "no answer in time"
-    text = f"{call.name}: {type(error).__name__}: {reason}"
+    kind = type(error).__name__
+    text = f"{call.name}: the venue was not reached: {kind}: {reason}"
     not_sent = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
     if call.kind is Kind.ORDER and not isinstance(error, not_sent):
         # The reason may quote the request, and so the signature: name only its kind.
-        return OrderOutcomeUnknown(f"{call.name}: {type(error).__name__}: sent, no usable answer")
+        return OrderOutcomeUnknown(f"{call.name}: {kind}: sent, no usable answer")
     if isinstance(error, aiohttp.InvalidURL):
         return VenueUnavailable(f"{call.name}: the exchange's address is not a URL")
-    return VenueUnavailable(text if isinstance(error, not_sent) else f"{call.name}: {type(error).__name__}")
+    return VenueUnavailable(text if isinstance(error, not_sent) else f"{call.name}: no answer: {kind}")
 
 
 @asynccontextmanager

@@ -34,6 +34,7 @@ def test_it_never_lowers_a_level(known: Level, asked: Level):
     after = with_request(before, encoded_request(asked, "", "you", 2), 2)
     assert after.level is not None
     assert after.level.severity == max(known.severity, asked.severity)
+    assert (after.trips == before.trips) is (asked.severity <= known.severity)
 
 
 def test_one_that_cannot_be_read_stops_entries_once():

@@ -14,6 +14,7 @@ from service.trading.killswitch import (
     looked,
     losses_in_a_row,
     resumed,
+    standing,
     tripped,
 )
 from service.trading.risk import DAY_MS, EquityMarks
@@ -171,15 +172,38 @@ def test_a_signal_is_refused_with_the_trips_reason_value_and_limit(readings, rea
     assert "kill switch no_entries" in refused.detail
 
 
-def test_by_hand_the_newest_word_counts_and_a_rules_trip_stays():
-    switch = tripped(after(with_(unprotected_s=61.0)), Level.FLATTEN, "news", "me", 6)
-    assert switch.level is Level.FLATTEN
+def test_by_hand_a_severer_word_counts_and_a_rules_trip_stays():
+    switch = tripped(after(with_(unprotected_s=61.0)), Level.NO_ENTRIES, "news", "me", 6)
     switch = tripped(switch, Level.REDUCE_ONLY, "", "me", 7)
-    assert [(trip.rule, trip.level) for trip in switch.trips] == [
-        (Rule.BY_HAND, Level.REDUCE_ONLY),
-        (Rule.UNPROTECTED, Level.NO_ENTRIES),
+    assert [(trip.rule, trip.level, trip.tripped_ms) for trip in switch.trips] == [
+        (Rule.BY_HAND, Level.REDUCE_ONLY, 7),
+        (Rule.UNPROTECTED, Level.NO_ENTRIES, 5),
     ]
     assert "no reason given" in switch.words
+
+
+@pytest.mark.parametrize("asked", list(Level))
+@pytest.mark.parametrize("known", list(Level))
+def test_by_hand_only_a_severer_word_replaces_level_reason_and_time(known: Level, asked: Level):
+    before = tripped(Switch(), known, "emergency", "me", 6)
+    switch = tripped(before, asked, "cron", "you", 7)
+    if asked.severity > known.severity:
+        assert (switch.level, switch.trips[0].tripped_ms) == (asked, 7)
+        assert standing(before, asked) == ""
+    else:
+        assert switch == before
+        already = " already" if asked is known else ""
+        assert standing(before, asked).startswith(
+            f"{known} is set{already} since 1970-01-01 00:00:00 UTC (by hand"
+        )
+        assert "emergency" in standing(before, asked)
+        assert ("resume first" in standing(before, asked)) is (asked is not known)
+
+
+def test_beside_a_severer_trip_of_a_rule_a_word_is_kept_and_told_of_it():
+    before = after(with_(equity=800.0), kill=KillSettings(loss_level="flatten"))
+    assert "flatten is set since" in standing(before, Level.NO_ENTRIES)
+    assert tripped(before, Level.NO_ENTRIES, "cron", "me", 6).by_hand is not None
 
 
 def test_resuming_lifts_all_of_it_and_says_who_and_why():
