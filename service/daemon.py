@@ -396,7 +396,7 @@ class OpenDaemon:
         await shadows.restore()
         equity = EquityWatch(exchange, self.store, ledger, clock, self.monitor)
         await equity.open()
-        self.status.equity_known = lambda: equity.account is not None
+        self.status.equity_known = lambda: equity.account is not None and not equity.unexplained
         self.kill = kill = KillSwitch(
             self.store,
             equity,
@@ -619,7 +619,7 @@ class OpenDaemon:
             return "the archive cannot be written"
         if self.parts.executor.store_failing:
             return "state cannot be written"
-        return self.lease.may_send() or self.failing or self.guard.entries_off
+        return self.lease.may_send() or self.failing or self.parts.equity.words or self.guard.entries_off
 
     def _gauges(self) -> Gauges:
         """What only the open parts know."""

@@ -327,6 +327,27 @@ class Bookkeeper:
             self._outbox.put("adjustments", correction)
             return correction
 
+    async def book_settlement(
+        self, amount: Decimal, why: str, at_ms: int, revision: int
+    ) -> Adjustment | None:
+        """Book an amount that nothing explains, at a person's word. None when something was booked since."""
+        async with self._books.lock:
+            if self._books.versions.total() != revision:
+                return None
+            settlement = Adjustment(
+                adjustment_id=f"settlement:{at_ms}",
+                kind="settlement",
+                symbol="",
+                amount=amount,
+                reason=why,
+                at_ms=at_ms,
+            )
+            if not await self._ledger.book_adjustment(settlement):
+                return None
+            self._outbox.put("adjustments", settlement)
+            self._books.versions[""] += 1
+            return settlement
+
     async def take_over(self, position: Position) -> None:
         """A position that somebody else opened becomes ours; its past is in the ledger already."""
         async with self._books.lock:

@@ -466,6 +466,15 @@ class Executor:
         """
         return await self._bookkeeper.correct(symbol, holding, wallet, why, at_ms, revision)
 
+    async def book_settlement(
+        self, amount: Decimal, why: str, at_ms: int, *, revision: int
+    ) -> Adjustment | None:
+        """Book an amount that nothing explains, at a person's word.
+
+        None when it was done before, or when anything was booked since `revision`.
+        """
+        return await self._bookkeeper.book_settlement(amount, why, at_ms, revision)
+
     @property
     def revision(self) -> int:
         """Counts what happened on all symbols: see `version`."""

@@ -76,14 +76,16 @@ async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> 
         except LeaseHeld:
             return await _beside_a_holder(loaded, action, reason, by, now_ms)
     where = "the database" if loaded.secrets.database_url else str(directory / STATE_FILE)
-    return {**described(switch), "daemon": _offline(action, where, now_ms)}
+    return {**described(switch), "daemon": _offline(action, where, now_ms, left=bool(switch.trips))}
 
 
-def _offline(action: str, where: str, now_ms: int) -> str:
-    """What was done without a daemon, when it takes effect, and by which clock."""
+def _offline(action: str, where: str, now_ms: int, *, left: bool) -> str:
+    """What was done without a daemon, when it takes effect, and by which clock. Args: left: still tripped."""
     if action == SHOW:
         return f"no daemon runs: read from {where}, nothing was changed"
     written = f"written to {where} at {utc_time(now_ms)} by this machine's clock"
+    if action == RESUME and left:
+        return f"no daemon runs: {written}; what is left is booked by a resume while perpd runs"
     if action == RESUME:
         return f"no daemon runs: {written}; perpd trades again from its next start"
     if action == Level.FLATTEN:
