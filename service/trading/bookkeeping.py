@@ -401,6 +401,7 @@ class Bookkeeper:
         """A position ended: out of memory, into the archive; what still rests is cancelled."""
         name = position.position_id
         self._books.positions.pop(name, None)
+        self._books.unconfirmed.discard(name)
         self._books.begun.discard(name)
         self._books.entered.pop(name, None)
         self._books.meant.pop(name, None)

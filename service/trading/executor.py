@@ -434,6 +434,14 @@ class Executor:
         """The venue does not hold the target that we believed in."""
         self._protector.target_missing(position_id)
 
+    def unconfirmed_positions(self) -> tuple[Position, ...]:
+        """Restored ones that were not compared with the venue yet: nothing is sent for them."""
+        return tuple(p for p in self._books.positions.values() if p.position_id in self._books.unconfirmed)
+
+    def confirmed(self, position_id: str) -> None:
+        """The venue holds a restored position as our books have it."""
+        self._protector.confirmed(position_id)
+
     async def give_up_entry(self, position_id: str) -> None:
         """End an intention whose entry order ended without a fill."""
         await self._bookkeeper.give_up_entry(position_id)

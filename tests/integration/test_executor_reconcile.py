@@ -21,6 +21,7 @@ from service.records import (
     RefusalReason,
     Side,
 )
+from service.store.backup import copy_file, put_back
 from service.trading import reconcile
 from service.trading.orders import client_order_id
 from tests.integration.trading_desk import (
@@ -344,6 +345,70 @@ async def test_a_stop_that_was_never_written_down_is_recognised_by_its_name(tmp_
             venue.trigger(OrderPurpose.STOP, "99")
             assert (await after.closed()).close_reason == "stop"
             assert await venue.open_orders() == []
+
+
+async def older_books(path: Path, venue: Venue) -> Position:
+    """A backup with an open position, which ended after the backup was made, put back at `path`/state."""
+    async with desk_at(path, venue) as desk:
+        position = await opened(desk)
+        copy_file(path / "state", path / "backup")
+        assert await desk.executor.close(position, CloseReason.EXIT)
+        await quiet(desk)
+    assert venue.held == {}
+    put_back(path / "backup", path / "state", path / "aside")
+    venue.sent.clear()
+    venue.cancelled.clear()
+    return position
+
+
+async def test_after_a_restore_nothing_is_sent_for_a_position_that_ended_meanwhile(tmp_path: Path):
+    venue = Venue()
+    position = await older_books(tmp_path, venue)
+    async with desk_at(tmp_path, venue) as after:
+        after.executor.protect(position.position_id)  # whoever asks
+        assert not await after.executor.close(position, CloseReason.EXIT)
+        async with after.reconciler.running():
+            await quiet(after)
+            assert (await after.closed()).position_id == position.position_id
+            assert await after.equal()
+    assert venue.sent == []
+
+
+@pytest.mark.parametrize("mark", ["100", "104"])  # 98 would be beyond the old stop
+async def test_after_a_restore_a_position_opened_since_is_not_taken_for_the_old_one(
+    tmp_path: Path, mark: str
+):
+    venue = Venue()
+    old = await older_books(tmp_path, venue)
+    venue.mark = Decimal(mark)
+    venue.trade("AUSDT", Side.BUY, old.quantity, "pp-other-e00")
+    async with desk_at(tmp_path, venue, foreign="adopt") as after:
+        async with after.reconciler.running():
+            assert venue.sent == []
+            for _ in range(2):  # what is not ours is looked at twice before it is adopted
+                await after.reconciler.reconcile()
+            await quiet(after)
+            assert await after.equal()
+            [found] = after.executor.positions()
+            assert found.position_id != old.position_id
+            assert found.entry_price == venue.mark
+    assert venue.held["AUSDT"][0] == old.quantity
+    assert {request.position_id for request in venue.sent} == {found.position_id}
+
+
+async def test_a_restored_position_that_moved_unexplained_still_gets_its_stop(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as before:
+        await opened(before)
+    [stop] = venue.resting(OrderPurpose.STOP)
+    venue.vanish(stop.client_order_id)
+    venue.trade("AUSDT", Side.SELL, Decimal(1), "web_1")
+    venue.amnesia = True
+    async with desk_at(tmp_path, venue) as after:
+        async with after.reconciler.running():
+            await quiet(after)
+            assert after.executor.unprotected() == []
+    assert len(venue.resting(OrderPurpose.STOP)) == 1
 
 
 async def test_a_liquidation_told_without_a_trade_id_is_not_booked_again_with_one(desk: Desk):
