@@ -212,6 +212,21 @@ async def _trade(
         summary.measured |= _measured(monitor)
 
 
+def tell_positions(executor: Executor, held: frozenset[str]) -> None:
+    """After the comparison at the start: what is ours, and what the venue holds besides."""
+    ours = {position.symbol for position in executor.positions()}
+    waiting = {position.symbol for position in executor.unconfirmed_positions()}
+    if held <= ours and not waiting:
+        log.info("positions agree with the venue", symbols=sorted(ours))
+        return
+    log.warning(
+        "positions were compared with the venue and differ",
+        symbols=sorted(ours - waiting),
+        not_in_our_books=sorted(held - ours),
+        compared_again=sorted(waiting),
+    )
+
+
 def _milliseconds(seconds: float | None, digits: int = 3) -> float | None:
     return None if seconds is None else round(seconds * 1000, digits)
 
@@ -497,7 +512,7 @@ class OpenDaemon:
             reconciler.running(),
             kill.running(executor),
         ):
-            log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
+            tell_positions(executor, reconciler.held)
             await self._bootstrap(
                 universe
             )  # minutes on a large universe, in which positions are looked after

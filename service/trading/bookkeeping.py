@@ -228,7 +228,12 @@ class Bookkeeper:
                 await self._after_fill(fill, record)
             else:
                 self._recorder.count("trading.foreign_fills")
-                self._block(fill, f"foreign: execution {fill.trade_id} of {fill.side} {fill.quantity}")
+                whose = (
+                    f"an execution of perpd that is in no position of ours ({fill.client_order_id}):"
+                    if is_ours(fill.client_order_id)
+                    else "foreign: execution"
+                )
+                self._block(fill, f"{whose} {fill.trade_id} of {fill.side} {fill.quantity}")
             if order is not None:
                 await self._after_order(order, ())
             return True
@@ -255,7 +260,7 @@ class Bookkeeper:
         self._books.reconcile_wanted.set()
         if fill.symbol not in self._books.foreign:
             self._recorder.count("trading.foreign_symbols")
-            log.error("symbol blocked: not ours", symbol=fill.symbol, detail=why)
+            log.error("symbol blocked: not in our books", symbol=fill.symbol, detail=why)
         self._books.foreign[fill.symbol] = why
 
     async def book_missed(self, fill: Fill) -> bool:

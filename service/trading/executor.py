@@ -507,6 +507,6 @@ class Executor:
         """
         for symbol in found.keys() - self._books.foreign.keys():
             self._recorder.count("trading.foreign_symbols")
-            log.error("symbol blocked: not ours", symbol=symbol, detail=found[symbol])
+            log.error("symbol blocked: not in our books", symbol=symbol, detail=found[symbol])
         kept = {symbol: why for symbol, why in self._books.foreign.items() if symbol in keep}
         self._books.foreign = kept | found

@@ -419,6 +419,7 @@ class Protector:
             resting = await self._exchange.open_orders()
         except VenueError as error:
             return Failure(code=error.code, detail=f"question unanswered: {error}")
+        others = []
         for order in resting:
             if order.symbol != position.symbol or not order.type.conditional:
                 continue
@@ -427,13 +428,18 @@ class Protector:
                 await self._bookkeeper.learn(order)
             elif known is not None:
                 await self._sender.cancel(known)
+            elif order.type is OrderType.STOP_MARKET and order.side is position.position_side.exit_side:
+                others.append(order.client_order_id)
         if all(held.symbol != position.symbol for held in account.positions):
             self._books.reconcile_wanted.set()
             return NOTHING_HELD
         current = self._books.positions.get(position.position_id)
         if current is None or current.protected_ms:
             return None
-        return Failure(code=0, detail="no stop of this position rests on the venue")
+        found = (
+            f"a stop that is not in our books rests there: {', '.join(others)}" if others else "none rests"
+        )
+        return Failure(code=0, detail=f"the venue was asked for this position's stop: {found}")
 
     def sweep(self, name: str) -> None:
         """See to it that no conditional order rests that protects nothing, or is one too many."""

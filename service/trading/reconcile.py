@@ -161,9 +161,11 @@ def _foreign(held: dict[str, Decimal], resting: Sequence[Order], ours: OurView) 
     for order in resting:
         if order.client_order_id not in names:
             whose = (
-                "an order of perpd that is not in our books" if is_ours(order.client_order_id) else "order"
+                "an order of perpd that is not in our books:"
+                if is_ours(order.client_order_id)
+                else "foreign: order"
             )
-            found[order.symbol] = f"foreign: {whose} {order.client_order_id}"
+            found[order.symbol] = f"{whose} {order.client_order_id}"
     for symbol, quantity in held.items():
         if known.get(symbol, 0) * quantity <= 0:
             found[symbol] = f"foreign: position {quantity}"
@@ -202,6 +204,7 @@ class Reconciler:
         self._seen: set[Suspect] = set()
         self.check: LedgerCheck | None = None
         self.last_ms = 0  # end of the newest complete pass, venue time
+        self.held: frozenset[str] = frozenset()  # symbols that the venue held at the newest pass
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Reconciler"]:
@@ -262,6 +265,7 @@ class Reconciler:
         busy = executor.busy_symbols()
         account = await self._exchange.account()
         resting = await self._exchange.open_orders()
+        self.held = frozenset(p.symbol for p in account.positions)
         booked = booked and await executor.events_applied(EVENTS_LIMIT_S)
         ours = self._our_view(before, busy | executor.busy_symbols())
         found = plan(account, resting, ours)
@@ -386,9 +390,10 @@ class Reconciler:
                 continue
             quantity = held.get(position.symbol, ZERO) * position.position_side.sign
             agrees = quantity == position.quantity + ours.shared.get(position.symbol, ZERO)
-            if is_open(position) and quantity > 0:
-                if agrees or self._seen_before("unconfirmed", position.symbol, position.position_id):
-                    self._executor.confirmed(position.position_id)
+            if not is_open(position) or quantity <= 0:
+                continue
+            if agrees or self._seen_before("unconfirmed", position.symbol, position.position_id):
+                self._executor.confirmed(position.position_id)
 
     # -- protection
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from service.clock import WallClock
+from service.daemon import tell_positions
 from service.errors import DataDirectoryUnusable, OrderRejected, StateConflict
 from service.records import (
     Account,
@@ -394,6 +396,41 @@ async def test_after_a_restore_a_position_opened_since_is_not_taken_for_the_old_
             assert found.entry_price == venue.mark
     assert venue.held["AUSDT"][0] == old.quantity
     assert {request.position_id for request in venue.sent} == {found.position_id}
+
+
+async def test_what_perpd_did_and_the_books_lost_is_not_called_foreign(tmp_path: Path):
+    venue = Venue()
+    await older_books(tmp_path, venue)
+    venue.trade("AUSDT", Side.BUY, Decimal(2), "pp-other-e00")
+    with capture_logs() as told:
+        async with desk_at(tmp_path, venue) as after:
+            async with after.reconciler.running():
+                tell_positions(after.executor, after.reconciler.held)
+    [blocked] = [line for line in told if line["event"].startswith("symbol blocked")]
+    assert blocked["event"] == "symbol blocked: not in our books"
+    assert "an execution of perpd" in blocked["detail"]
+    assert "pp-other-e00" in blocked["detail"]
+    [compared] = [
+        line for line in told if line["event"].startswith("positions") and "not_in_our_books" in line
+    ]
+    assert (compared["symbols"], compared["not_in_our_books"]) == ([], ["AUSDT"])
+    assert not [line for line in told if line["event"] == "positions agree with the venue"]
+
+
+async def test_a_stop_in_the_way_is_named_and_not_denied(desk: Desk):
+    position = await opened(desk)
+    [stop] = desk.venue.resting(OrderPurpose.STOP)
+    theirs = msgspec.structs.replace(stop, client_order_id="web_7")
+    desk.venue.orders["web_7"] = theirs
+    with capture_logs() as told:
+        desk.venue.vanish(stop.client_order_id)
+        await quiet(desk)
+    [denied, found] = [line["detail"] for line in told if line["event"] == "position without a stop"][:2]
+    assert "-4130" in denied
+    assert "a stop that is not in our books rests there: web_7" in found
+    [current] = desk.executor.positions()
+    assert current.position_id == position.position_id
+    assert current.protected_ms
 
 
 async def test_a_restored_position_that_moved_unexplained_still_gets_its_stop(tmp_path: Path):
