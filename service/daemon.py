@@ -47,7 +47,7 @@ from service.market.candles import FILE_NAME, CandleFileInvalid, CandleStore
 from service.market.feed import CandleFeed
 from service.market.funding import FundingHistory
 from service.market.instruments import InstrumentTable
-from service.market.universe import Universe, select
+from service.market.universe import Universe, mistaken, select, unlisted, unlisted_words
 from service.monitor.advisor import Advisor
 from service.monitor.budget import Level
 from service.monitor.by_hand import answer_by_hand
@@ -92,6 +92,8 @@ CYCLE_SHARE, SETTLE_SHARE, ARCHIVE_SHARE = 0.25, 0.35, 0.4
 UPKEEP_MB = 60  # what the archive's upkeep takes beside its data
 STORE_RETRY_S = 1.0
 CENT = Decimal("0.01")
+EXCLUDED_ONCE = "market.excluded"
+"""The value in the store: the names of `market.exclude` that the venue has listed."""
 
 log = structlog.get_logger("perpd")
 
@@ -210,6 +212,21 @@ async def _trade(
         summary.archived = archive.archived
     finally:
         summary.measured |= _measured(monitor)
+
+
+def tell_positions(executor: Executor, held: frozenset[str]) -> None:
+    """After the comparison at the start: what is ours, and what the venue holds besides."""
+    ours = {position.symbol for position in executor.positions()}
+    waiting = {position.symbol for position in executor.unconfirmed_positions()}
+    if held <= ours and not waiting:
+        log.info("positions agree with the venue", symbols=sorted(ours))
+        return
+    log.warning(
+        "positions were compared with the venue and differ",
+        symbols=sorted(ours - waiting),
+        not_in_our_books=sorted(held - ours),
+        compared_again=sorted(waiting),
+    )
 
 
 def _milliseconds(seconds: float | None, digits: int = 3) -> float | None:
@@ -384,6 +401,7 @@ class OpenDaemon:
     ) -> None:
         settings, exchange, clock = self.settings, self.exchange, self.clock
         instruments = InstrumentTable(await exchange.instruments())
+        await self._check_excluded(instruments)
         self.ledger = ledger = await self._open_ledger()
         shadows = ShadowBook(
             self.store,
@@ -396,7 +414,7 @@ class OpenDaemon:
         await shadows.restore()
         equity = EquityWatch(exchange, self.store, ledger, clock, self.monitor)
         await equity.open()
-        self.status.equity_known = lambda: equity.account is not None
+        self.status.equity_known = lambda: equity.account is not None and not equity.unexplained
         self.kill = kill = KillSwitch(
             self.store,
             equity,
@@ -497,7 +515,7 @@ class OpenDaemon:
             reconciler.running(),
             kill.running(executor),
         ):
-            log.info("positions agree with the venue", symbols=sorted(p.symbol for p in executor.positions()))
+            tell_positions(executor, reconciler.held)
             await self._bootstrap(
                 universe
             )  # minutes on a large universe, in which positions are looked after
@@ -524,6 +542,21 @@ class OpenDaemon:
         instruments.refresh(await self.exchange.instruments())
         return instruments.get(symbol)
 
+    async def _check_excluded(self, instruments: InstrumentTable) -> None:
+        """A name that the venue never listed is a mistake: what was meant would be traded.
+
+        One that it listed in an earlier run was taken off since: a daemon that holds positions must start
+        all the same. Raises SettingsInvalid.
+        """
+        exclude = self.settings.market.exclude
+        known = set(msgspec.json.decode(await self.store.get_value(EXCLUDED_ONCE) or "[]", type=list[str]))
+        gone = unlisted(exclude, instruments)
+        if wrong := mistaken(gone, known, self.settings.run.mode):
+            raise SettingsInvalid(f"{unlisted_words(wrong)}; correct the name or take it out")
+        listed = sorted(name for name in set(exclude) if name not in gone or name in known)
+        if listed != sorted(known):
+            await self.store.set_value(EXCLUDED_ONCE, msgspec.json.encode(listed).decode())
+
     async def _choose(self, instruments: InstrumentTable, held: frozenset[str]) -> Universe:
         universe = select(
             list(instruments),
@@ -532,6 +565,8 @@ class OpenDaemon:
             held=held,
             now_ms=self.clock.now_ms(),
         )
+        if gone := unlisted(self.settings.market.exclude, instruments):
+            log.warning("excluded symbols are not listed", reason=unlisted_words(gone))
         if set(universe.symbols) != self.chosen:
             log.info("universe chosen", symbols=len(universe.symbols), dropped=universe.dropped)
         self.chosen = set(universe.symbols)
@@ -619,7 +654,7 @@ class OpenDaemon:
             return "the archive cannot be written"
         if self.parts.executor.store_failing:
             return "state cannot be written"
-        return self.lease.may_send() or self.failing or self.guard.entries_off
+        return self.lease.may_send() or self.failing or self.parts.equity.words or self.guard.entries_off
 
     def _gauges(self) -> Gauges:
         """What only the open parts know."""

@@ -332,7 +332,7 @@ class Adjustment(Record, frozen=True, kw_only=True, gc=False):
     """A change of the wallet that is not a trade: funding, transfer, correction."""
 
     adjustment_id: str
-    kind: str  # funding, deposit, correction, ...
+    kind: str  # funding, deposit, correction, settlement, ...
     symbol: str  # "" where it belongs to none
     amount: Decimal  # quote; positive is received
     reason: str

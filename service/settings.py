@@ -254,6 +254,19 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 SMALLEST_SLOT_BYTES = 64
 VENUE_AHEAD_S = 1.0
 """How far ahead of the venue's time it takes a timestamp: a request stays valid for so much longer."""
+ARCHIVE_STREAMS = frozenset(
+    {
+        "signals",
+        "decisions",
+        "orders",
+        "fills",
+        "positions",
+        "adjustments",
+        "shadow_outcomes",
+        "cycles",
+    }
+)
+"""What `archive.keep_days` and `archive.keep_mb` may name; `archive/schema.py` says what each holds."""
 ENVIRONMENT_PREFIX = "PERPD_"
 SECRET_NAMES = {
     "api_key": ("PERPD_API_KEY", "binance_key"),
@@ -446,6 +459,12 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
             fail(f"analysis.{key}", f"the first, {low}, is above the second, {high}")
     if 0 < settings.features.slot_bytes < SMALLEST_SLOT_BYTES:
         fail("features.slot_bytes", f"a slot has at least {SMALLEST_SLOT_BYTES} bytes; 0 is without a file")
+    for name in ("keep_days", "keep_mb"):
+        if unknown := set(getattr(settings.archive, name)) - ARCHIVE_STREAMS - {"default"}:
+            fail(
+                f"archive.{name}",
+                f"no stream {sorted(unknown)}; there are {', '.join(sorted(ARCHIVE_STREAMS))}, and default",
+            )
     levels = settings.monitor.memory_levels
     if not levels[0] < levels[1] < levels[2]:
         fail("monitor.memory_levels", f"{list(levels)} must rise from elevated over high to critical")

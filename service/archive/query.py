@@ -1,4 +1,8 @@
-"""SQL over the archive: a view for each stream, over hot and compacted segments together."""
+"""SQL over the archive: a view for each stream, over hot and compacted segments together.
+
+Beside it, `<stream>_once` has one row for each thing that the stream tells of. A change is told again, and
+after an older state was restored what happened since is booked and told again.
+"""
 
 import csv
 import sys
@@ -28,6 +32,18 @@ from service.output import check_output, output_errors
 
 PROCESS_MB = 128  # what the process needs beside what DuckDB counts
 LEAST_MB = 64  # less than this DuckDB cannot read lines in
+ONCE = {
+    "signals": "signal_id",
+    "decisions": "signal_id",
+    "orders": "client_order_id",
+    "fills": "symbol, trade_id",
+    "positions": "position_id",
+    # The private stream and the income history number a payment differently: the ledger knows it by its hour.
+    "adjustments": "CASE WHEN kind = 'funding' THEN symbol || ':' || round(at_ms / 3600000.0)::BIGINT "
+    "ELSE adjustment_id END",
+    "shadow_outcomes": "position_id",
+}
+"""What tells one thing from another in a stream, as SQL. Cycles are told once."""
 _SHOWN_ROWS = 1_000
 _TRIES = 3
 
@@ -39,7 +55,7 @@ class QueryFailed(PerpdError):
 
 
 def define_views(connection: Connection, directory: Path, *, longest_bytes: int = LONGEST_LINE_BYTES) -> None:
-    """One view a stream, on the files that are there now. Args: longest_bytes: of a line."""
+    """The views on the files that are there now. Args: longest_bytes: of a line."""
     for stream in STREAMS:
         segments = catalog(directory, stream)
         compacted = [segment.path for segment in segments if segment.compacted]
@@ -48,6 +64,11 @@ def define_views(connection: Connection, directory: Path, *, longest_bytes: int 
         parts += [json_rows(stream, hot, strict=False, longest_bytes=longest_bytes)] if hot else []
         rows = " UNION ALL ".join(f"({part})" for part in parts) or no_rows(stream)
         connection.execute(f'CREATE OR REPLACE VIEW "{stream}" AS {rows}')
+        if key := ONCE.get(stream):  # by number alone: whole records would be held to be sorted
+            newest = f'SELECT max(seq) FROM "{stream}" GROUP BY {key}'
+            connection.execute(
+                f'CREATE OR REPLACE VIEW "{stream}_once" AS SELECT * FROM "{stream}" WHERE seq IN ({newest})'
+            )
 
 
 def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb: int) -> None:

@@ -23,7 +23,7 @@ from service.exchange.binance.adapter import TIME, BinanceExchange
 from service.exchange.binance.codec import server_time
 from service.exchange.binance.rest import RestClient, open_rest, read
 from service.exchange.gate import OPEN, Gate
-from service.market.universe import select
+from service.market.universe import mistaken, select, unlisted, unlisted_words
 from service.records import Account, Bracket, Instrument, Ticker
 from service.settings import Settings
 
@@ -184,6 +184,11 @@ class VenueChecks:
         )
         self._symbols = chosen.symbols
         found = f"{len(chosen.symbols)} of {len(instruments)} symbols, {market.symbols} asked for"
+        if unknown := unlisted(market.exclude, instruments):
+            known = " or ".join(unknown)
+            advice = f"correct the name; where an earlier run found {known} listed, it may stay"
+            wrong = mistaken(unknown, frozenset(), self._settings.run.mode)
+            return (failed if wrong else warned)(name, unlisted_words(unknown), advice)
         advice = "lower market.symbols, market.min_age_days or market.min_quote_volume"
         if not chosen.symbols:
             return failed(name, found, advice)

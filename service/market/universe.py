@@ -1,11 +1,14 @@
 """Which symbols are traded: the most liquid of those the settings allow. Pure."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
+from difflib import get_close_matches
 
 from service.records import Instrument, Record, Ticker
 from service.settings import MarketSettings
 
 DAY_MS = 86_400_000
+NEAR_NAMES = 3
+NEAR_RATIO = 0.8
 DELIVERY_MARGIN_MS = 4 * DAY_MS  # a shadow position lives as long (96 h) and must be able to end before
 
 
@@ -49,6 +52,35 @@ def select(
     if len(allowed) > room:
         dropped["below_top"] = len(allowed) - room
     return Universe(symbols=tuple(sorted({*allowed[:room], *held}, key=by_volume)), dropped=dropped)
+
+
+def unlisted(exclude: Iterable[str], instruments: Iterable[Instrument]) -> dict[str, list[str]]:
+    """The names of `market.exclude` that the venue does not list, each with the nearest that it does."""
+    listed = {instrument.symbol for instrument in instruments}
+    return {name: _near(name, listed) for name in dict.fromkeys(exclude) if name not in listed}
+
+
+def _near(name: str, listed: Set[str]) -> list[str]:
+    plain = "".join(filter(str.isalnum, name)).upper()
+    begun = sorted((symbol for symbol in listed if plain and symbol.startswith(plain)), key=len)
+    like = get_close_matches(plain, sorted(listed), NEAR_NAMES, NEAR_RATIO)
+    return list(dict.fromkeys([*begun, *like]))[:NEAR_NAMES]
+
+
+def mistaken(gone: dict[str, list[str]], once_listed: Set[str], mode: str) -> dict[str, list[str]]:
+    """Those of `unlisted` that must be mistakes: the venue never listed them, and what was meant would trade.
+
+    A simulated exchange lists a part of the market: there only a name near a listed one is.
+    """
+    return {name: near for name, near in gone.items() if name not in once_listed and (near or mode != "sim")}
+
+
+def unlisted_words(found: dict[str, list[str]]) -> str:
+    """For a person: what is meant is not excluded."""
+    names = (
+        f"{name!r}" + (f" (is {' or '.join(near)} meant?)" if near else "") for name, near in found.items()
+    )
+    return f"market.exclude: the venue lists no {', no '.join(names)}, so nothing is excluded by that name"
 
 
 def _reason_to_drop(

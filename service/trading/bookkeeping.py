@@ -228,7 +228,12 @@ class Bookkeeper:
                 await self._after_fill(fill, record)
             else:
                 self._recorder.count("trading.foreign_fills")
-                self._block(fill, f"foreign: execution {fill.trade_id} of {fill.side} {fill.quantity}")
+                whose = (
+                    f"an execution of perpd that is in no position of ours ({fill.client_order_id}):"
+                    if is_ours(fill.client_order_id)
+                    else "foreign: execution"
+                )
+                self._block(fill, f"{whose} {fill.trade_id} of {fill.side} {fill.quantity}")
             if order is not None:
                 await self._after_order(order, ())
             return True
@@ -255,7 +260,7 @@ class Bookkeeper:
         self._books.reconcile_wanted.set()
         if fill.symbol not in self._books.foreign:
             self._recorder.count("trading.foreign_symbols")
-            log.error("symbol blocked: not ours", symbol=fill.symbol, detail=why)
+            log.error("symbol blocked: not in our books", symbol=fill.symbol, detail=why)
         self._books.foreign[fill.symbol] = why
 
     async def book_missed(self, fill: Fill) -> bool:
@@ -327,6 +332,27 @@ class Bookkeeper:
             self._outbox.put("adjustments", correction)
             return correction
 
+    async def book_settlement(
+        self, amount: Decimal, why: str, at_ms: int, revision: int
+    ) -> Adjustment | None:
+        """Book an amount that nothing explains, at a person's word. None when something was booked since."""
+        async with self._books.lock:
+            if self._books.versions.total() != revision:
+                return None
+            settlement = Adjustment(
+                adjustment_id=f"settlement:{at_ms}",
+                kind="settlement",
+                symbol="",
+                amount=amount,
+                reason=why,
+                at_ms=at_ms,
+            )
+            if not await self._ledger.book_adjustment(settlement):
+                return None
+            self._outbox.put("adjustments", settlement)
+            self._books.versions[""] += 1
+            return settlement
+
     async def take_over(self, position: Position) -> None:
         """A position that somebody else opened becomes ours; its past is in the ledger already."""
         async with self._books.lock:
@@ -380,6 +406,7 @@ class Bookkeeper:
         """A position ended: out of memory, into the archive; what still rests is cancelled."""
         name = position.position_id
         self._books.positions.pop(name, None)
+        self._books.unconfirmed.discard(name)
         self._books.begun.discard(name)
         self._books.entered.pop(name, None)
         self._books.meant.pop(name, None)

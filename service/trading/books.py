@@ -41,6 +41,9 @@ class Books:
         self.filled: dict[str, Decimal] = {}  # booked per order in `orders`
         self.changed: dict[str, asyncio.Event] = {}  # per order somebody waits for
         self.positions: dict[str, Position] = {}  # not closed, meant to be ones included
+        self.unconfirmed: set[str] = set()
+        """Ids of restored positions that were not compared with the venue: nothing is sent for them, since
+        older books may hold one that ended, and another may have been opened on its symbol since."""
         self.begun: set[str] = set()  # of `positions`, begun in this run: all their orders are in `orders`
         self.entered: dict[str, Decimal] = {}  # quantity entered per open position
         self.meant: dict[str, CloseReason] = {}  # why we are closing, per position
@@ -61,6 +64,7 @@ class Books:
             return
         for position in await self._store.open_positions():
             self.positions[position.position_id] = position
+            self.unconfirmed.add(position.position_id)
             self.entered[position.position_id] = await self._entered(position.position_id)
             if is_open(position) and not position.protected_ms:
                 self.unprotected_now(position.position_id)

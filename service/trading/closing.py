@@ -46,9 +46,14 @@ class Closer:
     async def close(self, position: Position, reason: CloseReason) -> bool:
         """Close at market, reduce-only. False when it is not known to be closed yet.
 
-        Stop and target rest until the venue is flat, so the position stays protected all the while.
+        Stop and target rest until the venue is flat, so the position stays protected all the while. One that
+        was not compared with the venue since the start is not closed: the exit could hit another's.
         """
         name = position.position_id
+        if name in self._books.unconfirmed:
+            log.warning("not closed before it is compared with the venue", symbol=position.symbol)
+            self._books.reconcile_wanted.set()
+            return False
         if name in self.exiting or name not in self._books.positions:
             return name not in self._books.positions
         self.exiting.add(name)

@@ -434,6 +434,14 @@ class Executor:
         """The venue does not hold the target that we believed in."""
         self._protector.target_missing(position_id)
 
+    def unconfirmed_positions(self) -> tuple[Position, ...]:
+        """Restored ones that were not compared with the venue yet: nothing is sent for them."""
+        return tuple(p for p in self._books.positions.values() if p.position_id in self._books.unconfirmed)
+
+    def confirmed(self, position_id: str) -> None:
+        """The venue holds a restored position as our books have it."""
+        self._protector.confirmed(position_id)
+
     async def give_up_entry(self, position_id: str) -> None:
         """End an intention whose entry order ended without a fill."""
         await self._bookkeeper.give_up_entry(position_id)
@@ -466,6 +474,15 @@ class Executor:
         """
         return await self._bookkeeper.correct(symbol, holding, wallet, why, at_ms, revision)
 
+    async def book_settlement(
+        self, amount: Decimal, why: str, at_ms: int, *, revision: int
+    ) -> Adjustment | None:
+        """Book an amount that nothing explains, at a person's word.
+
+        None when it was done before, or when anything was booked since `revision`.
+        """
+        return await self._bookkeeper.book_settlement(amount, why, at_ms, revision)
+
     @property
     def revision(self) -> int:
         """Counts what happened on all symbols: see `version`."""
@@ -490,6 +507,6 @@ class Executor:
         """
         for symbol in found.keys() - self._books.foreign.keys():
             self._recorder.count("trading.foreign_symbols")
-            log.error("symbol blocked: not ours", symbol=symbol, detail=found[symbol])
+            log.error("symbol blocked: not in our books", symbol=symbol, detail=found[symbol])
         kept = {symbol: why for symbol, why in self._books.foreign.items() if symbol in keep}
         self._books.foreign = kept | found

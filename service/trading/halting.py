@@ -24,6 +24,7 @@ from service.trading.kill_request import REQUEST, with_request
 from service.trading.killswitch import (
     Level,
     Readings,
+    Rule,
     Switch,
     Trip,
     effect,
@@ -194,6 +195,7 @@ class KillSwitch:
             unprotected_s=max((seconds for _, seconds in executor.unprotected()), default=0.0),
             clock_moved_ms=0.0 if moved_ms == self._accepted_moved_ms else moved_ms,
             memory_critical=self._surroundings.memory_critical(),
+            unexplained=None if self._equity.unexplained is None else float(self._equity.unexplained),
         )
 
     async def _losses_in_a_row(self, executor: Executor) -> int:
@@ -233,7 +235,10 @@ class KillSwitch:
         )
 
     async def resume(self, reason: str, by: str) -> dict[str, Any]:
-        """Lift it, all of it. What tripped it is measured from now on. Returns what `state` says."""
+        """Lift it, all of it. What tripped it is measured from now on. Returns what `state` says.
+
+        An equity that our books do not explain is booked; where that fails, its trip stays.
+        """
         if not self.switch.trips:
             return answered(self.state(), NOTHING_TRIPPED)
         log.warning("kill switch lifted", by=by, reason=reason, was=self.switch.words)
@@ -243,7 +248,9 @@ class KillSwitch:
             self._executor.forget_order_errors()
         if any(trip.rule.about_loss for trip in self.switch.trips):
             await self._rebase()  # before it is lifted: a look in between would trip it again
-        await self._change(resumed(self.switch, reason, by, self._clock.now_ms()))
+        unexplained = any(trip.rule is Rule.UNEXPLAINED for trip in self.switch.trips)
+        settled = unexplained and await self._equity.settle(reason, by)
+        await self._change(resumed(self.switch, reason, by, self._clock.now_ms(), settled=settled))
         return self.state()
 
     async def _rebase(self) -> None:
@@ -381,7 +388,10 @@ async def write_switch(store: StateStore, switch: Switch) -> None:
 
 
 async def lift(store: StateStore, reason: str, by: str, now_ms: int) -> Switch:
-    """Resume while no daemon runs: the next one measures losses anew. Changes nothing if none is tripped."""
+    """Resume while no daemon runs: the next one measures losses anew. Changes nothing if none is tripped.
+
+    An equity that our books do not explain stays: it is booked where the venue can be asked.
+    """
     before = await read_switch(store, now_ms)
     if not before.trips:
         return before

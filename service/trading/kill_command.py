@@ -92,7 +92,7 @@ async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> 
         waits = "; perpd closes all positions at its next start" if switch.level is Level.FLATTEN else ""
         daemon = f"no daemon runs: read from {where}, nothing was changed{waits}"
     else:
-        daemon = _offline(switch.level or RESUME, where, now_ms)
+        daemon = _offline(RESUME if action == RESUME else str(switch.level), where, now_ms, left=switch.words)
     return {**answered(described(switch), answer), "daemon": daemon}
 
 
@@ -105,12 +105,14 @@ def _stays(before: Switch, action: str) -> str:
     return standing(before, Level(action))
 
 
-def _offline(done: str, where: str, now_ms: int) -> str:
+def _offline(done: str, where: str, now_ms: int, *, left: str) -> str:
     """What was done without a daemon, when it takes effect, and by which clock.
 
-    Args: done: RESUME, or the level that is in force now.
+    Args: done: RESUME, or the level that is in force now; left: what is tripped still, in words.
     """
     written = f"written to {where} at {utc_time(now_ms)} by this machine's clock"
+    if done == RESUME and left:
+        return f"no daemon runs: {written}; what is left is booked by a resume while perpd runs"
     if done == RESUME:
         return f"no daemon runs: {written}; perpd trades again from its next start"
     if done == Level.FLATTEN:

@@ -2,8 +2,9 @@
 
 Three levels: no_entries opens nothing, reduce_only sends nothing that adds to a position, flatten closes
 all positions. A person trips it by hand, a rule by a value that reached its limit. A trip is latched until
-a person resumes, with two exceptions that are settings of time: a day's loss ends with the UTC day, and
-faults of the surroundings end with them where `kill.latch_faults` is false.
+a person resumes, with three exceptions: a day's loss ends with the UTC day, faults of the surroundings end
+with them where `kill.latch_faults` is false, and an equity that our books do not explain opens nothing
+until it is explained, or until a person who resumes has it booked.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import msgspec
 from service.clock import utc_time
 from service.records import Position, RefusalReason
 from service.settings import KillSettings, RiskSettings
+from service.trading.equity import CENT, unexplained_words
 from service.trading.leverage import net_result
 from service.trading.ranking import Refused
 from service.trading.risk import DAY_MS, EquityMarks, fall
@@ -43,6 +45,7 @@ class Rule(StrEnum):
     UNPROTECTED = "unprotected"
     CLOCK_OFFSET = "clock_offset"
     MEMORY = "memory"
+    UNEXPLAINED = "unexplained_equity"
 
     @property
     def about_loss(self) -> bool:
@@ -117,6 +120,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     unprotected_s: float = 0.0  # wall seconds, the longest
     clock_moved_ms: float = 0.0
     memory_critical: bool = False
+    unexplained: float | None = None  # of equity, ours less the venue's, once the books are reconciled
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -183,6 +187,12 @@ def _memory(now: Readings, kill: KillSettings, risk: RiskSettings) -> Finding | 
     return Finding(float(now.memory_critical), float(kill.memory), "the memory level is critical")
 
 
+def _unexplained(now: Readings, kill: KillSettings, risk: RiskSettings) -> Finding | None:
+    if now.unexplained is None:
+        return None
+    return Finding(abs(now.unexplained), float(CENT), unexplained_words(now.unexplained))
+
+
 LOOKS: dict[Rule, Look] = {
     Rule.DRAWDOWN: _drawdown,
     Rule.DAY_LOSS: _day_loss,
@@ -192,6 +202,7 @@ LOOKS: dict[Rule, Look] = {
     Rule.UNPROTECTED: _unprotected,
     Rule.CLOCK_OFFSET: _clock_offset,
     Rule.MEMORY: _memory,
+    Rule.UNEXPLAINED: _unexplained,
 }
 
 
@@ -213,14 +224,15 @@ def looked(switch: Switch, now: Readings, kill: KillSettings, risk: RiskSettings
 def _over(trip: Trip, found: Finding | None, kill: KillSettings, now_ms: int) -> bool:
     if trip.until_ms:
         return now_ms >= trip.until_ms
-    passing = trip.rule.about_surroundings and not kill.latch_faults
+    passing = trip.rule is Rule.UNEXPLAINED or (trip.rule.about_surroundings and not kill.latch_faults)
     return passing and found is not None and not found.reached
 
 
 def _trip(rule: Rule, found: Finding, kill: KillSettings, now_ms: int) -> Trip:
+    level = Level(kill.loss_level if rule.about_loss else kill.fault_level)
     return Trip(
         rule=rule,
-        level=Level(kill.loss_level if rule.about_loss else kill.fault_level),
+        level=Level.NO_ENTRIES if rule is Rule.UNEXPLAINED else level,  # no reason to close anything
         value=found.value,
         limit=found.limit,
         words=found.words,
@@ -264,10 +276,14 @@ def _since(trip: Trip) -> str:
     return f"since {utc_time(trip.tripped_ms)} ({trip.words})"
 
 
-def resumed(switch: Switch, reason: str, by: str, now_ms: int) -> Switch:
-    """Lifted by a person, all of it; what was lost until now is forgiven."""
+def resumed(switch: Switch, reason: str, by: str, now_ms: int, *, settled: bool = False) -> Switch:
+    """Lifted by a person, all of it; what was lost until now is forgiven.
+
+    Args: settled: an equity that our books did not explain is booked; else that trip stays.
+    """
+    kept = () if settled else tuple(trip for trip in switch.trips if trip.rule is Rule.UNEXPLAINED)
     return msgspec.structs.replace(
-        switch, trips=(), resumed_ms=max(now_ms, 1), resumed_by=by, resumed_reason=reason
+        switch, trips=kept, resumed_ms=max(now_ms, 1), resumed_by=by, resumed_reason=reason
     )
 
 

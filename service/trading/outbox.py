@@ -66,7 +66,7 @@ class Outbox:
         for stream, record in sorted(left, key=_in_time):  # stable: all else in the order of the streams
             self.put(stream, record)
         if left:
-            log.info("records of the last run go to the archive now", records=len(left))
+            log.info("records that the archive has not got yet go there now", records=len(left))
 
     def put(self, stream: str, record: Record) -> None:
         """Take one record; never blocks."""

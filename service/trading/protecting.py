@@ -28,7 +28,7 @@ from service.trading.books import Books
 from service.trading.closing import Closer
 from service.trading.foreign import is_guest
 from service.trading.orders import RESTING, new_order
-from service.trading.positions import without_protection
+from service.trading.positions import is_open, without_protection
 from service.trading.protection import (
     NOTHING_HELD,
     PLACING,
@@ -125,15 +125,24 @@ class Protector:
     def protect(self, name: str) -> None:
         """See to it that the position has its stop and its target.
 
-        A leg that is at work already goes on; the other is begun, even while that one waits.
+        A leg that is at work already goes on; the other is begun, even while that one waits. A position that
+        was not compared with the venue yet waits for it: `confirmed` begins.
         """
-        if name not in self._books.positions:
+        if name not in self._books.positions or name in self._books.unconfirmed:
             return
         for purpose in (OrderPurpose.STOP, OrderPurpose.TARGET):
             if (name, purpose) not in self._legs:
                 task = self._spawn(self._keep(name, purpose), f"trading.{purpose}.{name}")
                 if task is not None:
                     self._legs[name, purpose] = task
+
+    def confirmed(self, position_id: str) -> None:
+        """The venue holds a restored position as our books have it: it is looked after from now on."""
+        if position_id in self._books.unconfirmed:
+            self._books.unconfirmed.discard(position_id)
+            position = self._books.positions.get(position_id)
+            if position is not None and is_open(position):
+                self.protect(position_id)
 
     def stop_missing(self, position_id: str) -> None:
         """The venue does not hold the stop that we believed in."""
@@ -267,7 +276,7 @@ class Protector:
 
     def on_price(self, position: Position, price: float) -> None:
         """See what a price means for a position. Called for each of its prices, on the loop; never blocks."""
-        if self._tasks is None:
+        if self._tasks is None or position.position_id in self._books.unconfirmed:
             return
         if position.position_id in self._books.unprotected_since:
             self._watch(position, price)
@@ -410,6 +419,7 @@ class Protector:
             resting = await self._exchange.open_orders()
         except VenueError as error:
             return Failure(code=error.code, detail=f"question unanswered: {error}")
+        others = []
         for order in resting:
             if order.symbol != position.symbol or not order.type.conditional:
                 continue
@@ -418,13 +428,18 @@ class Protector:
                 await self._bookkeeper.learn(order)
             elif known is not None:
                 await self._sender.cancel(known)
+            elif order.type is OrderType.STOP_MARKET and order.side is position.position_side.exit_side:
+                others.append(order.client_order_id)
         if all(held.symbol != position.symbol for held in account.positions):
             self._books.reconcile_wanted.set()
             return NOTHING_HELD
         current = self._books.positions.get(position.position_id)
         if current is None or current.protected_ms:
             return None
-        return Failure(code=0, detail="no stop of this position rests on the venue")
+        found = (
+            f"a stop that is not in our books rests there: {', '.join(others)}" if others else "none rests"
+        )
+        return Failure(code=0, detail=f"the venue was asked for this position's stop: {found}")
 
     def sweep(self, name: str) -> None:
         """See to it that no conditional order rests that protects nothing, or is one too many."""

@@ -2,7 +2,9 @@
 
 The venue is the truth for quantity, our ledger for intent. `plan` is pure: two views in, findings out.
 `Reconciler` fetches positions, plain and conditional orders, then executions and funding, while events go
-on being booked; it leaves alone what moved meanwhile, and acts: missing stops first. What no execution
+on being booked; it leaves alone what moved meanwhile, and acts: missing stops first. For a position that
+was restored nothing is sent before what was executed since on its symbol is booked, where its stop does
+not rest, and the venue holds it as we do: the books may be those of an older backup. What no execution
 explains (a position vanished or changed) must be seen twice, since a snapshot may be older than the
 events already booked. Only what the pass before did not see asks for the next one at once.
 """
@@ -32,7 +34,7 @@ from service.trading.executor import Executor
 from service.trading.foreign import guarded_elsewhere, is_foreign, taken_over
 from service.trading.ledger import Holding, Ledger, LedgerCheck
 from service.trading.orders import is_ours
-from service.trading.positions import beyond
+from service.trading.positions import beyond, is_open
 from service.trading.protecting import InstrumentOf
 
 log = structlog.get_logger("trading.reconcile")
@@ -159,9 +161,11 @@ def _foreign(held: dict[str, Decimal], resting: Sequence[Order], ours: OurView) 
     for order in resting:
         if order.client_order_id not in names:
             whose = (
-                "an order of perpd that is not in our books" if is_ours(order.client_order_id) else "order"
+                "an order of perpd that is not in our books:"
+                if is_ours(order.client_order_id)
+                else "foreign: order"
             )
-            found[order.symbol] = f"foreign: {whose} {order.client_order_id}"
+            found[order.symbol] = f"{whose} {order.client_order_id}"
     for symbol, quantity in held.items():
         if known.get(symbol, 0) * quantity <= 0:
             found[symbol] = f"foreign: position {quantity}"
@@ -200,6 +204,7 @@ class Reconciler:
         self._seen: set[Suspect] = set()
         self.check: LedgerCheck | None = None
         self.last_ms = 0  # end of the newest complete pass, venue time
+        self.held: frozenset[str] = frozenset()  # symbols that the venue held at the newest pass
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Reconciler"]:
@@ -209,7 +214,7 @@ class Reconciler:
         """
         for _ in range(PASSES_AT_START):
             await self.reconcile()
-            if not self._suspects:
+            if not (self._suspects or self._executor.unconfirmed_positions()):
                 break
         async with asyncio.TaskGroup() as tasks:
             loop = tasks.create_task(self._loop(), name="trading.reconcile")
@@ -260,12 +265,14 @@ class Reconciler:
         busy = executor.busy_symbols()
         account = await self._exchange.account()
         resting = await self._exchange.open_orders()
+        self.held = frozenset(p.symbol for p in account.positions)
         booked = booked and await executor.events_applied(EVENTS_LIMIT_S)
         ours = self._our_view(before, busy | executor.busy_symbols())
         found = plan(account, resting, ours)
         if not booked:
             self._recorder.count("reconcile.stops_only")
             log.error("books wait for the disk: only missing stops are seen to")
+            self._confirm(account, ours)
             self._place_missing_stops(found)
             executor.reconcile_wanted.set()
             return found
@@ -332,8 +339,10 @@ class Reconciler:
                 await executor.cancel(order)
         for position in found.given_up:
             await executor.give_up_entry(position.position_id)
-        for position in (*found.vanished, *(p for p, _ in found.changed)):
+        unheard = (*found.vanished, *(p for p, _ in found.changed), *self._in_question(found))
+        for position in dict.fromkeys(unheard):
             await self._apart(position.symbol, self._book_missed(position.symbol, position.opened_ms))
+        self._confirm(account, ours)
         for position in found.vanished:
             await self._apart(position.symbol, self._end_vanished(position))
         for position, quantity in found.changed:
@@ -361,6 +370,30 @@ class Reconciler:
         kind, symbol, detail = suspect
         self._seen.add((kind, symbol, detail))
         return (kind, symbol, detail) in self._suspects
+
+    # -- restored positions
+
+    def _in_question(self, found: Plan) -> list[Position]:
+        """Restored positions whose own stop does not rest: another may be held in their place."""
+        unconfirmed = {p.position_id for p in self._executor.unconfirmed_positions()}
+        return [p for p in found.stops_missing if p.position_id in unconfirmed]
+
+    def _confirm(self, account: Account, ours: OurView) -> None:
+        """Let restored positions be looked after that the venue holds as we do, or in the same direction at
+        two passes: what nothing explains then still needs its stop.
+        """
+        held = {p.symbol: p.quantity for p in account.positions}
+        for position in self._executor.unconfirmed_positions():
+            if position.symbol in ours.skipped:
+                version = self._executor.version(position.symbol)
+                self._seen_before("moved", position.symbol, str(version))  # news: the next pass comes at once
+                continue
+            quantity = held.get(position.symbol, ZERO) * position.position_side.sign
+            agrees = quantity == position.quantity + ours.shared.get(position.symbol, ZERO)
+            if not is_open(position) or quantity <= 0:
+                continue
+            if agrees or self._seen_before("unconfirmed", position.symbol, position.position_id):
+                self._executor.confirmed(position.position_id)
 
     # -- protection
 

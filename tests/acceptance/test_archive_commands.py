@@ -61,6 +61,8 @@ def test_a_run_can_be_verified_and_asked_the_documented_questions(perpd, tmp_pat
     (kept,) = answers("SELECT count(*) AS n FROM shadow_outcomes WHERE NOT traded", tmp_path)
     assert shadows == kept["n"]
     assert len(slowest) == 10
+    (made,) = answers(documented_queries()[-1], tmp_path)
+    assert made["trades"] == summary["positions_closed"]
     assert sorted((row["seconds"] for row in slowest), reverse=True) == [row["seconds"] for row in slowest]
 
     assert "the archive is whole" in archive("verify", cwd=tmp_path)[-1]

@@ -3,6 +3,7 @@
 import http.server
 import json
 import socket
+import sqlite3
 import threading
 import time
 
@@ -47,6 +48,24 @@ def test_a_restricted_location_is_named(perpd, restricted_venue):
     assert run.finish() == 77
     assert "451" in run.failure["message"]
     assert "region" in run.failure["advice"]
+
+
+def test_a_misspelt_exclusion_stops_the_start_and_one_that_was_delisted_does_not(perpd, tmp_path):
+    small = ("run", "--cycles", "1", "--symbols", "10", "--speed", "600", "--data-dir", "data")
+    wrong = perpd(*small, PERPD_MARKET__EXCLUDE='["BTCUSD"]')
+    assert wrong.finish() == 78
+    assert "'BTCUSD' (is BTCUSDT" in wrong.failure["message"]
+    right = perpd(*small, PERPD_MARKET__EXCLUDE='["BTCUSDT", "FARAWAYUSDT"]')
+    assert right.finish() == 0
+    told = [line for line in right.lines if line["message"] == "excluded symbols are not listed"]
+    assert told
+    assert "FARAWAYUSDT" in told[0]["reason"]
+    with sqlite3.connect(
+        tmp_path / "data" / "state.sqlite3"
+    ) as state:  # as an earlier run that found it listed
+        state.execute("update settings set value = '[\"BTCUSD\"]' where name = 'market.excluded'")
+    delisted = perpd(*small, PERPD_MARKET__EXCLUDE='["BTCUSD"]')
+    assert delisted.finish() == 0
 
 
 def test_a_wrong_key_is_named_without_showing_it(perpd):

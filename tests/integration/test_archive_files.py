@@ -24,7 +24,7 @@ from service.archive.compaction import CompactionFailed, compact, compact_one
 from service.archive.lock import only_upkeep
 from service.archive.manifest import manifest_path, read_manifest
 from service.archive.numbers import LAST_NAME, write_numbers
-from service.archive.query import QueryFailed, query
+from service.archive.query import ONCE, QueryFailed, query
 from service.archive.retention import mark_seen, plan, prune
 from service.archive.schema import Change, SchemaNewer
 from service.archive.segments import parquets, recover, segment_path, segments
@@ -470,6 +470,7 @@ def later_schema() -> Iterator[None]:
         change = Change(added={"weight": "1.5"}, renamed={"type": "kind"})
         patch.setitem(schema.CHANGES, "adjustments", (change,))
         patch.setitem(schema.STREAMS, "adjustments", GrownAdjustment)
+        patch.setitem(ONCE, "adjustments", "adjustment_id")  # it names the column that is renamed
         yield
 
 
@@ -598,7 +599,9 @@ async def test_a_retention_for_an_unknown_stream_is_a_wrong_setting(tmp_path: Pa
 async def test_the_documented_comparison_measures_the_risk_at_the_entry_and_counts_no_signal_twice(
     tmp_path: Path,
 ) -> None:
-    """A stop that trailed beyond the entry, one of a record without its first stop, and a traded twin."""
+    """A stop that trailed beyond the entry, one of a record without its first stop, and a traded twin; and
+    all of it told again, as after an older state was restored.
+    """
     directory = tmp_path / "archive"
     sides: dict[str, Any] = {"symbol": "AUSDT", "position_side": PositionSide.LONG}
     async with archiving(directory, ArchiveSettings(), ManualClock(), drain_limit_s=5) as archive:
@@ -616,22 +619,44 @@ async def test_the_documented_comparison_measures_the_risk_at_the_entry_and_coun
                 **{"margin": Decimal(100), "stop": Decimal(stop), "first_stop": Decimal(first_stop)},
                 realised_pnl=Decimal(5),
             )
-            await archive.put("decisions", decision)
-            await archive.put("positions", position)
+            again = msgspec.structs.replace(position, close_reason="manual")
+            for twice in (position, again):
+                await archive.put("decisions", decision)
+                await archive.put("positions", twice)
         for name, traded in (("trailed", True), ("alone", False)):
             shadow = ShadowPosition(
                 **sides,
                 **{"position_id": name, "signal_id": name, "entry": 100.0, "stop": 90.0, "target": 120.0},
                 **{"opened_ms": 1, "checked_ms": 2, "closed_ms": 2, "outcome_r": -1.0, "traded": traded},
             )
-            await archive.put("shadow_outcomes", shadow)
-    (sql,) = (
-        found.split("```")[0]
-        for found in DOCUMENTED.split("```sql\n")[1:]
-        if "mean_r" in found.split("```")[0]
-    )
+            for _ in range(2):
+                await archive.put("shadow_outcomes", shadow)
+    (sql,) = documented("mean_r")
     rows = {row["kind"]: (row["trades"], row["mean_r"]) for row in asked(directory, sql, tmp_path)}
     assert rows == {"real": (2, 0.5), "shadow": (1, -1.0)}
+    (sql,) = documented("sum(realised_pnl)")
+    [made] = asked(directory, sql, tmp_path)
+    assert (made["trades"], float(made["realised"])) == (2, 10.0)
+    newest = asked(directory, "SELECT DISTINCT close_reason FROM positions_once", tmp_path)
+    assert newest == [{"close_reason": "manual"}]
+
+
+def documented(words: str) -> list[str]:
+    """The questions of the documentation that hold these words."""
+    blocks = [found.split("```")[0] for found in DOCUMENTED.split("```sql\n")[1:]]
+    return [sql for sql in blocks if words in sql]
+
+
+async def test_a_payment_told_by_the_stream_and_the_history_is_counted_once(tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    hour_ms = 3_600_000
+    async with archiving(directory, ArchiveSettings(), ManualClock(), drain_limit_s=5) as archive:
+        for number, at_ms in ((1, 8 * hour_ms + 5), (2, 8 * hour_ms), (3, 16 * hour_ms)):
+            await archive.put("adjustments", adjustment(number, at_ms=at_ms))
+        for _ in range(2):
+            await archive.put("adjustments", adjustment(9, kind="settlement", symbol=""))
+    found = asked(directory, "SELECT adjustment_id FROM adjustments_once ORDER BY seq", tmp_path)
+    assert [row["adjustment_id"] for row in found] == ["2", "3", "9"]
 
 
 async def test_a_query_that_is_wrong_is_one_message(tmp_path: Path) -> None:

@@ -346,6 +346,15 @@ async def test_a_universe_without_symbols_fails_and_what_needs_one_is_not_looked
     assert exit_code(found) == 1
 
 
+async def test_an_excluded_name_that_the_venue_does_not_list_fails():
+    market = MarketSettings(symbols=4, exclude=("BTCUSD",))
+    async with checking(settings=Settings(market=market)) as checks:
+        found = await checks.run()
+    check = named(found, "universe")
+    assert check.verdict is Verdict.FAIL
+    assert "BTCUSDT" in check.found
+
+
 async def test_fewer_symbols_than_asked_for_are_a_warning():
     async with checking(settings=Settings(market=MarketSettings(symbols=200))) as checks:
         found = await checks.run()

@@ -298,6 +298,98 @@ async def test_what_no_reconciliation_explains_is_measured_as_the_venue_has_it(h
     assert halted.equity.account is not None
 
 
+async def unexplained(halted: Halted, amount: str) -> None:
+    """The wallet moves, and a complete reconciliation does not find out why."""
+    await look(halted)
+    halted.desk.venue.wallet += Decimal(amount)
+    await look(halted)
+    await halted.desk.reconciler.reconcile()
+    await look(halted)
+
+
+async def test_an_equity_that_stays_unexplained_stops_entries_until_a_person_has_it_booked(
+    tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(equity, "HISTORY_LAG_S", 0.0)
+    venue = Venue()
+    async with halting_at(tmp_path, venue) as halted:
+        desk = halted.desk
+        await opened(desk)
+        await unexplained(halted, "-37.02")
+        assert [trip.rule for trip in halted.kill.switch.trips] == [Rule.UNEXPLAINED]
+        assert halted.kill.level is Level.NO_ENTRIES
+        assert "37.02" in halted.equity.words
+        assert "perpd resume" in halted.kill.words
+        for _ in range(3):  # and no time makes it known
+            await desk.reconciler.reconcile()
+            await look(halted)
+            answer = await desk.executor.open(signal("s9"), approved())
+            assert refusal(answer) is RefusalReason.ENTRIES_OFF
+
+        state = await by_hand(halted, "resume", "the fees of a week by hand")
+        assert state["level"] == "free"
+        assert await desk.equal()
+        await look(halted)
+        assert (halted.kill.words, halted.equity.words) == ("", "")
+        assert halted.equity.account is not None
+        await desk.executor._outbox.written()
+        [booked] = [r for s, r in desk.archive.records if s == "adjustments"]
+        assert (booked.kind, booked.amount, booked.symbol) == ("settlement", Decimal("-37.02"), "")
+        assert "the fees of a week by hand" in booked.reason
+        assert isinstance(await desk.executor.open(signal("s2", "BUSDT"), approved()), Position)
+    async with halting_at(tmp_path, venue) as again:  # the next run has it in its books
+        await look(again)
+        assert await again.desk.equal()
+        assert again.kill.words == ""
+
+
+async def test_an_equity_that_is_explained_late_frees_entries_by_itself(halted: Halted, monkeypatch):
+    monkeypatch.setattr(equity, "HISTORY_LAG_S", 0.0)
+    halted.desk.venue.time_ms = WallClock().now_ms()
+    await unexplained(halted, "-3")
+    assert halted.kill.level is Level.NO_ENTRIES
+    late = moved(halted.desk.venue, 0)
+    halted.desk.venue.income.append(msgspec.structs.replace(late, kind="commission", amount=Decimal(-3)))
+    await halted.desk.reconciler.reconcile()
+    await look(halted)
+    assert (halted.kill.words, halted.equity.words) == ("", "")
+
+
+async def test_what_is_unexplained_is_not_forgotten_by_a_resume_that_cannot_book_it(
+    tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(equity, "HISTORY_LAG_S", 0.0)
+    venue = Venue()
+    async with halting_at(tmp_path, venue) as halted:
+        await unexplained(halted, "-37.02")
+        monkeypatch.setattr(venue, "account", away)
+        assert (await by_hand(halted, "resume"))["level"] == "no_entries"
+        monkeypatch.undo()
+        lifted = await halting.lift(halted.desk.store, "while it is down", "test", 9)
+        assert [trip.rule for trip in lifted.trips] == [Rule.UNEXPLAINED]
+    async with halting_at(tmp_path, venue) as after:  # nothing is known of the equity yet
+        await after.kill.look(after.desk.executor)
+        assert after.kill.level is Level.NO_ENTRIES
+        assert (await by_hand(after, "resume"))["level"] == "no_entries"
+
+
+async def test_a_trifle_that_rounding_leaves_stops_nothing(halted: Halted, monkeypatch):
+    monkeypatch.setattr(equity, "HISTORY_LAG_S", 0.0)
+    halted.desk.venue.wallet = Decimal(10_000)
+    await by_hand(halted, "no_entries")
+    await unexplained(halted, "0")
+    await by_hand(halted, "resume")
+    await look(halted)
+    assert halted.kill.words == ""
+    await unexplained(halted, "0.09")
+    assert (halted.kill.words, halted.equity.words) == ("", "")
+    assert halted.equity.account is not None
+
+
+async def away() -> None:
+    raise VenueUnavailable("away")
+
+
 async def test_failing_orders_trip_it(tmp_path: Path):
     async with halting_at(tmp_path, Venue(), KillSettings(order_window=4)) as halted:
         desk = halted.desk

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from service.clock import WallClock
+from service.daemon import tell_positions
 from service.errors import DataDirectoryUnusable, OrderRejected, StateConflict
 from service.records import (
     Account,
@@ -21,6 +23,7 @@ from service.records import (
     RefusalReason,
     Side,
 )
+from service.store.backup import copy_file, put_back
 from service.trading import reconcile
 from service.trading.orders import client_order_id
 from tests.integration.trading_desk import (
@@ -344,6 +347,105 @@ async def test_a_stop_that_was_never_written_down_is_recognised_by_its_name(tmp_
             venue.trigger(OrderPurpose.STOP, "99")
             assert (await after.closed()).close_reason == "stop"
             assert await venue.open_orders() == []
+
+
+async def older_books(path: Path, venue: Venue) -> Position:
+    """A backup with an open position, which ended after the backup was made, put back at `path`/state."""
+    async with desk_at(path, venue) as desk:
+        position = await opened(desk)
+        copy_file(path / "state", path / "backup")
+        assert await desk.executor.close(position, CloseReason.EXIT)
+        await quiet(desk)
+    assert venue.held == {}
+    put_back(path / "backup", path / "state", path / "aside")
+    venue.sent.clear()
+    venue.cancelled.clear()
+    return position
+
+
+async def test_after_a_restore_nothing_is_sent_for_a_position_that_ended_meanwhile(tmp_path: Path):
+    venue = Venue()
+    position = await older_books(tmp_path, venue)
+    async with desk_at(tmp_path, venue) as after:
+        after.executor.protect(position.position_id)  # whoever asks
+        assert not await after.executor.close(position, CloseReason.EXIT)
+        async with after.reconciler.running():
+            await quiet(after)
+            assert (await after.closed()).position_id == position.position_id
+            assert await after.equal()
+    assert venue.sent == []
+
+
+@pytest.mark.parametrize("mark", ["100", "104"])  # 98 would be beyond the old stop
+async def test_after_a_restore_a_position_opened_since_is_not_taken_for_the_old_one(
+    tmp_path: Path, mark: str
+):
+    venue = Venue()
+    old = await older_books(tmp_path, venue)
+    venue.mark = Decimal(mark)
+    venue.trade("AUSDT", Side.BUY, old.quantity, "pp-other-e00")
+    async with desk_at(tmp_path, venue, foreign="adopt") as after:
+        async with after.reconciler.running():
+            assert venue.sent == []
+            for _ in range(2):  # what is not ours is looked at twice before it is adopted
+                await after.reconciler.reconcile()
+            await quiet(after)
+            assert await after.equal()
+            [found] = after.executor.positions()
+            assert found.position_id != old.position_id
+            assert found.entry_price == venue.mark
+    assert venue.held["AUSDT"][0] == old.quantity
+    assert {request.position_id for request in venue.sent} == {found.position_id}
+
+
+async def test_what_perpd_did_and_the_books_lost_is_not_called_foreign(tmp_path: Path):
+    venue = Venue()
+    await older_books(tmp_path, venue)
+    venue.trade("AUSDT", Side.BUY, Decimal(2), "pp-other-e00")
+    with capture_logs() as told:
+        async with desk_at(tmp_path, venue) as after:
+            async with after.reconciler.running():
+                tell_positions(after.executor, after.reconciler.held)
+    [blocked] = [line for line in told if line["event"].startswith("symbol blocked")]
+    assert blocked["event"] == "symbol blocked: not in our books"
+    assert "an execution of perpd" in blocked["detail"]
+    assert "pp-other-e00" in blocked["detail"]
+    [compared] = [
+        line for line in told if line["event"].startswith("positions") and "not_in_our_books" in line
+    ]
+    assert (compared["symbols"], compared["not_in_our_books"]) == ([], ["AUSDT"])
+    assert not [line for line in told if line["event"] == "positions agree with the venue"]
+
+
+async def test_a_stop_in_the_way_is_named_and_not_denied(desk: Desk):
+    position = await opened(desk)
+    [stop] = desk.venue.resting(OrderPurpose.STOP)
+    theirs = msgspec.structs.replace(stop, client_order_id="web_7")
+    desk.venue.orders["web_7"] = theirs
+    with capture_logs() as told:
+        desk.venue.vanish(stop.client_order_id)
+        await quiet(desk)
+    [denied, found] = [line["detail"] for line in told if line["event"] == "position without a stop"][:2]
+    assert "-4130" in denied
+    assert "a stop that is not in our books rests there: web_7" in found
+    [current] = desk.executor.positions()
+    assert current.position_id == position.position_id
+    assert current.protected_ms
+
+
+async def test_a_restored_position_that_moved_unexplained_still_gets_its_stop(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as before:
+        await opened(before)
+    [stop] = venue.resting(OrderPurpose.STOP)
+    venue.vanish(stop.client_order_id)
+    venue.trade("AUSDT", Side.SELL, Decimal(1), "web_1")
+    venue.amnesia = True
+    async with desk_at(tmp_path, venue) as after:
+        async with after.reconciler.running():
+            await quiet(after)
+            assert after.executor.unprotected() == []
+    assert len(venue.resting(OrderPurpose.STOP)) == 1
 
 
 async def test_a_liquidation_told_without_a_trade_id_is_not_booked_again_with_one(desk: Desk):

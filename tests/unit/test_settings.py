@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from service.archive.schema import STREAMS
 from service.errors import SettingsInvalid
-from service.settings import Settings, effective, load, section_types, variable_name
+from service.settings import ARCHIVE_STREAMS, Settings, effective, load, section_types, variable_name
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
@@ -65,6 +66,8 @@ def test_environment_wins_over_file_and_flags_win_over_both(tmp_path):
         ("[market]\nsymbols = 0", ["market.symbols is 0", "at least 1 and at most 1000"]),
         ("[run]\nmode = 'turbo'", ["run.mode", "'turbo'", "'sim' or 'paper' or 'live'"]),
         ("[risk]\nmin_leverage = 30", ["risk.min_leverage", "above risk.max_leverage"]),
+        ("[archive.keep_days]\nsignls = 3", ["archive.keep_days", "'signls'", "signals"]),
+        ("[archive.keep_mb]\nsignls = 3", ["archive.keep_mb", "'signls'", "default"]),
         ("symbols = 3", ["outside a section"]),
         ("[market\n", ["not valid TOML"]),
     ],
@@ -76,6 +79,14 @@ def test_a_wrong_file_names_file_key_found_and_allowed(tmp_path, text, words):
         load(file, {})
     for word in [*words, "wrong.toml"]:
         assert word in str(caught.value)
+
+
+def test_retention_may_name_every_stream_of_the_archive_and_nothing_else(tmp_path):
+    assert set(STREAMS) == ARCHIVE_STREAMS
+    kept = dict.fromkeys((*STREAMS, "default"), 3.0)
+    file = tmp_path / "kept.toml"
+    file.write_text("[archive.keep_days]\n" + "\n".join(f"{name} = 3" for name in kept))
+    assert load(file, {}).settings.archive.keep_days == kept
 
 
 def test_a_missing_file_is_named(tmp_path):

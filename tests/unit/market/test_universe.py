@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from service.market.universe import DAY_MS, select
+from service.market.universe import DAY_MS, mistaken, select, unlisted, unlisted_words
 from service.records import Instrument, Ticker
 from service.settings import MarketSettings
 
@@ -97,3 +97,34 @@ def test_held_symbols_take_the_place_of_the_least_liquid():
 def test_more_held_symbols_than_asked_are_all_kept_even_when_the_venue_forgot_them():
     universe = choose([listed("A")], traded(A=9), held={"GONE", "币安人生USDT"}, symbols=1)
     assert universe.symbols == ("GONE", "币安人生USDT")
+
+
+def test_an_excluded_name_that_is_not_listed_is_told_with_the_nearest():
+    venue = [listed(s) for s in ("BTCUSDT", "ETHUSDT", "DOGEUSDT")]
+    found = unlisted(["BTCUSD", "ethusdt", "DOGEUSDT", "@@", "BTC", "BTC/USDT"], venue)
+    assert found["BTC"] == found["BTC/USDT"] == ["BTCUSDT"]
+    assert found["BTCUSD"][0] == "BTCUSDT"
+    assert found["ethusdt"][0] == "ETHUSDT"
+    assert found["@@"] == []
+    assert "DOGEUSDT" not in found
+    words = unlisted_words(found)
+    for word in ("market.exclude", "'BTCUSD' (is BTCUSDT", "nothing is excluded"):
+        assert word in words
+
+
+def test_excluded_names_that_are_listed_are_no_finding():
+    assert unlisted(["A", "B"], [listed(s) for s in "ABC"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "near", "once", "mode", "wrong"),
+    [
+        ("BTCUSD", ["BTCUSDT"], (), "sim", True),
+        ("BTCUSD", ["BTCUSDT"], (), "live", True),
+        ("LUNAUSDT", [], (), "live", True),
+        ("LUNAUSDT", [], (), "sim", False),  # a simulated exchange lists a part of the market
+        ("LUNAUSDT", ["LUNA2USDT"], ("LUNAUSDT",), "live", False),  # delisted since an earlier run
+    ],
+)
+def test_a_name_that_was_never_listed_is_a_mistake(name, near, once, mode, wrong):
+    assert (mistaken({name: near}, set(once), mode) == {name: near}) is wrong

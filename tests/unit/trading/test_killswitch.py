@@ -71,6 +71,7 @@ def test_a_calm_account_trips_nothing():
         (with_(unprotected_s=60.0), Rule.UNPROTECTED, 60, 60),
         (with_(clock_moved_ms=-5_000.0), Rule.CLOCK_OFFSET, 5_000, 5_000),
         (with_(memory_critical=True), Rule.MEMORY, 1, 1),
+        (with_(unexplained=-0.5), Rule.UNEXPLAINED, 0.5, 0.01),
     ],
 )  # fmt: skip
 def test_each_rule_trips_at_its_limit_and_states_value_and_limit(readings, rule, value, limit):
