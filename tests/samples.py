@@ -1,10 +1,10 @@
-"""Samples that tests share: an instrument, a signal and a fill with unremarkable values."""
+"""Samples that tests share: an instrument, a signal, a fill and a position with unremarkable values."""
 
 from decimal import Decimal
 
 import msgspec
 
-from service.records import Fill, Instrument, PositionSide, Side, Signal
+from service.records import Fill, Instrument, Position, PositionSide, Side, Signal
 
 INSTRUMENT = Instrument(
     symbol="AUSDT",
@@ -40,6 +40,19 @@ FILL = Fill(
     realised_pnl=Decimal(0),
     maker=False,
     filled_ms=5,
+)
+POSITION = Position(
+    position_id="p1",
+    signal_id="s1",
+    symbol="AUSDT",
+    position_side=PositionSide.LONG,
+    quantity=Decimal(1),
+    entry_price=Decimal(100),
+    stop=Decimal(99),
+    target=Decimal(102),
+    leverage=3,
+    margin=Decimal(33),
+    opened_ms=5,
 )
 
 

@@ -12,11 +12,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from service.directory import claim, data_directory
 from service.errors import DataDirectoryUnusable, LeaseLost, StateDamaged
-from service.records import Fill, Position, ShadowPosition, Side
+from service.records import Fill, ShadowPosition, Side
 from service.records import PositionSide as Direction
 from service.settings import Loaded, load
 from service.store.backup import reading
@@ -27,23 +28,17 @@ from service.store.schema import POSTGRES, SQLITE, TABLES
 from service.store.sqlite import connect
 from service.store.tables import BATCH_ROWS, SqliteTables, copy, digest
 from tests.market_seeds import MARKET_SEEDS
+from tests.samples import POSITION
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = 'line\n\t"quoted" \\ 币'
 
 
-STOPPED = Position(
+STOPPED = msgspec.structs.replace(
+    POSITION,
     position_id="stopped",
-    signal_id="s",
     symbol="币安人生USDT",
-    position_side=Direction.LONG,
     quantity=Decimal(0),
-    entry_price=Decimal(100),
-    stop=Decimal(99),
-    target=Decimal(102),
-    leverage=3,
-    margin=Decimal(33),
-    opened_ms=1,
     closed_ms=2,
     close_reason="stop",
 )

@@ -26,7 +26,6 @@ from service.records import (
     OrderPurpose,
     OrderStatus,
     OrderType,
-    Position,
     PositionSide,
     ShadowPosition,
     Side,
@@ -38,7 +37,7 @@ from service.store.postgres import migrate
 from service.store.rows import DAY_MS, DECIDED_KEPT_MS, ENDED_KEPT_MS, SHADOWS_KEPT_MS, order_row
 from service.store.schema import POSTGRES, SQLITE
 from tests.market_seeds import MARKET_SEEDS
-from tests.samples import FILL, signal
+from tests.samples import FILL, POSITION, signal
 
 
 class Books:
@@ -110,19 +109,6 @@ ORDER = Order(
     reason="",
     created_ms=1,
     updated_ms=1,
-)
-POSITION = Position(
-    position_id="p1",
-    signal_id="s1",
-    symbol="AUSDT",
-    position_side=PositionSide.LONG,
-    quantity=Decimal(1),
-    entry_price=Decimal(100),
-    stop=Decimal(99),
-    target=Decimal(102),
-    leverage=3,
-    margin=Decimal(33),
-    opened_ms=5,
 )
 
 

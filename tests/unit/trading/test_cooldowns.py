@@ -5,24 +5,11 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from service.records import CloseReason, Position, PositionSide, RefusalReason
+from service.records import CloseReason, RefusalReason
 from service.trading.cooldowns import MINUTE_MS, Cooldowns
+from tests.samples import POSITION
 
-CLOSED = Position(
-    position_id="p1",
-    signal_id="s1",
-    symbol="AUSDT",
-    position_side=PositionSide.LONG,
-    quantity=Decimal(0),
-    entry_price=Decimal(100),
-    stop=Decimal(99),
-    target=Decimal(102),
-    leverage=3,
-    margin=Decimal(33),
-    opened_ms=5,
-    closed_ms=1_000,
-    close_reason="stop",
-)
+CLOSED = msgspec.structs.replace(POSITION, quantity=Decimal(0), closed_ms=1_000, close_reason="stop")
 HOUR_MS = 60 * MINUTE_MS
 
 
