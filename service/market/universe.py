@@ -1,7 +1,6 @@
 """Which symbols are traded: the most liquid of those the settings allow. Pure."""
 
 from collections.abc import Iterable, Sequence, Set
-from difflib import get_close_matches
 
 from service.records import Instrument, Record, Ticker
 from service.settings import MarketSettings
@@ -61,6 +60,8 @@ def unlisted(exclude: Iterable[str], instruments: Iterable[Instrument]) -> dict[
 
 
 def _near(name: str, listed: Set[str]) -> list[str]:
+    from difflib import get_close_matches  # for a mistake only: a daemon that starts does without it
+
     plain = "".join(filter(str.isalnum, name)).upper()
     begun = sorted((symbol for symbol in listed if plain and symbol.startswith(plain)), key=len)
     like = get_close_matches(plain, sorted(listed), NEAR_NAMES, NEAR_RATIO)
