@@ -3,7 +3,7 @@
 Made anew for every symbol of every cycle, so it reads the row's state once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from service.analysis.series import SeriesMemo
@@ -30,14 +30,14 @@ class RowView(MarketView):
         row: int,
         symbol: str,
         memo: SeriesMemo | None = None,
-        state: list[int] | None = None,
+        state: Sequence[int] | None = None,
     ) -> None:
         """Args: memo: of this store, None remembers nothing; state: the row's, when it is at hand."""
         self.symbol = symbol
-        self.candle_close_ms = store.last_open_ms(row, CLOCK_TIMEFRAME) + _CLOCK_MS
         self._store = store
         self._row = row
-        self._state = store.state(row) if state is None else state
+        self._state = state = store.state(row) if state is None else state
+        self.candle_close_ms = store.last_open_ms(row, CLOCK_TIMEFRAME, state) + _CLOCK_MS
         self._memo = memo
 
     def candles(self, timeframe: str) -> Candles:

@@ -129,15 +129,18 @@ def _last_swing_step(values: Array, reach: int, *, mirrored: bool = False) -> fl
 def _swing_step(values: list[float], reach: int) -> float | None:
     """As above, of a list; None with fewer than two swings in it. Backwards: the newest are wanted."""
     last: float | None = None
+    further = range(2, reach + 1)
     for at in range(len(values) - 1 - reach, reach - 1, -1):
         value = values[at]
         if value <= values[at - 1] or value < values[at + 1]:  # most end here
             continue
-        if value <= max(values[at - reach : at]) or value < max(values[at + 1 : at + 1 + reach]):
-            continue
-        if last is not None:
-            return last - value
-        last = value
+        for away in further:  # few come to the last: slices would cost more than they spare
+            if value <= values[at - away] or value < values[at + away]:
+                break
+        else:
+            if last is not None:
+                return last - value
+            last = value
     return None
 
 
@@ -247,7 +250,10 @@ def find_block_candidates(
     volumes: _Volumes | None = None
     candidates = []
     reach, impulse = rule.impulse_candles, rule.impulse
+    best = furthest(closes)
     for at in turned:
+        if direction * (best - near[at]) < impulse:  # nor does any close later
+            continue
         later = closes[at + 1 : at + 1 + reach]
         if not later or direction * (furthest(later) - near[at]) < impulse:
             continue

@@ -129,7 +129,7 @@ def analyse_batch(task: Task, places: Sequence[Place]) -> bytes:
     answer = _encode(BatchAnswer(outcomes, *prepared.memo.take_counts()))
     del outcomes
     if task.collect:
-        gc.collect()
+        gc.collect(1)  # a batch's garbage is young; in the daemon a full one would look at all it has too
     return answer
 
 
@@ -169,7 +169,7 @@ def _analyse(prepared: _Prepared, row: int, symbol: str) -> Outcome:
     return Outcome(-1, skipped="its candles are being written")
 
 
-def _analyse_once(prepared: _Prepared, row: int, symbol: str, state: list[int]) -> Outcome:
+def _analyse_once(prepared: _Prepared, row: int, symbol: str, state: Sequence[int]) -> Outcome:
     store, facts, sequence = prepared.store, prepared.facts, state[0]
     if store.row_of(symbol) != row:
         return Outcome(-1, skipped="its row belongs to another symbol")

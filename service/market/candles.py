@@ -228,6 +228,7 @@ class CandleStore:
         self._slots = layout.slots
         self._series_words = _SERIES * layout.slots
         self._row_words = len(self._steps) * self._series_words
+        self._read_state = struct.Struct(f"={layout.state_words}q").unpack_from
         self.count_at = {name: 2 + _STATE * i for name, i in self._timeframe.items()}  # in a `state`
         self.version_at = {name: 3 + _STATE * i for name, i in self._timeframe.items()}
         self._rows: dict[str, int] = {}
@@ -332,7 +333,8 @@ class CandleStore:
     # -- symbols
 
     def row_of(self, symbol: str) -> int | None:
-        return self._table().get(symbol)
+        rows = self._rows if self._q[_GENERATION_WORD] == self._generation else self._table()
+        return rows.get(symbol)
 
     def symbol_of(self, row: int) -> str | None:
         """The symbol that owns the row now; None when the row is free or its entry is damaged."""
@@ -529,13 +531,17 @@ class CandleStore:
         volume = values[at + slots : to + slots]
         return open_ms, open_, high, low, close, volume
 
-    def last_open_ms(self, row: int, timeframe: str) -> int:
-        """Open time of the newest closed candle; 0 when there is none."""
-        index = self._timeframe[timeframe]
-        state = self._state(row) + 1 + _STATE * index
-        if not self._q[state + 1]:
+    def last_open_ms(self, row: int, timeframe: str, state: Sequence[int] | None = None) -> int:
+        """Open time of the newest closed candle; 0 when there is none.
+
+        Args: state: the row's, when it is at hand.
+        """
+        if state is None:
+            state = self.state(row)
+        count_at = self.count_at[timeframe]
+        if not state[count_at]:
             return 0
-        return self._q[self._series(row, index) + self._q[state] - 1]
+        return self._q[self._series(row, self._timeframe[timeframe]) + state[count_at - 1] - 1]
 
     def first_open_ms(self, row: int, timeframe: str) -> int:
         """Open time of the oldest closed candle; 0 when there is none."""
@@ -578,13 +584,12 @@ class CandleStore:
         """
         return self._q[self._state(row) + self.version_at[timeframe]]
 
-    def state(self, row: int) -> list[int]:
+    def state(self, row: int) -> tuple[int, ...]:
         """What `sequence`, `count` and `version` say, read at once and the sequence first.
 
         The sequence is at 0, the others at `count_at` and `version_at` of a timeframe.
         """
-        at = self._state(row)
-        return self._q[at : at + self._state_words].tolist()
+        return self._read_state(self._bytes, self._state(row) * 8)
 
     def content(self, row: int) -> RawBytes:
         """A copy of all closed candles of the row as raw bytes, to tell two states of it apart.

@@ -1,7 +1,8 @@
 """What a strategy is: a pure function from the candles of one symbol to a wish, or to nothing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from operator import countOf
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -23,7 +24,6 @@ MAX_NAMES_BYTES = 8192
 MAX_REMEMBERED_BYTES = 4_096
 """Most bytes, as msgpack, of a result that `MarketView.remember` keeps."""
 
-_FLOATS = frozenset({float})
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -128,10 +128,13 @@ def checked_signal(strategy: str, view: MarketView, draft: object) -> Signal | N
     if not isinstance(side, PositionSide):
         raise StrategyBroke(f"position_side is {_shown(side)}")
     entry, stop, target, atr, confidence = draft.entry, draft.stop, draft.target, draft.atr, draft.confidence
-    _check_dict("scores", scores)
-    _check_dict("features", features)
-    if type(scores) is type(features) is dict and _plain(
-        (entry, stop, target, atr, confidence, *scores.values(), *features.values())
+    _check_names("scores", scores)
+    _check_names("features", features)
+    if (
+        type(scores) is type(features) is dict
+        and _plain((entry, stop, target, atr, confidence))
+        and _plain(scores.values())
+        and _plain(features.values())
     ):
         scores, features = scores.copy(), features.copy()
     else:
@@ -184,7 +187,7 @@ def _numbers(name: str, values: dict[str, Any]) -> dict[str, float]:
     return {key: _number(f"{name}[{key!r}]", value) for key, value in values.items()}
 
 
-def _check_dict(name: str, values: object) -> None:
+def _check_names(name: str, values: object) -> None:
     """Whether its kind, its size and its keys are allowed; not what its values are."""
     if not isinstance(values, dict):
         raise StrategyBroke(f"{name} is a {type(values).__name__}, not a dict")
@@ -201,12 +204,12 @@ def _check_dict(name: str, values: object) -> None:
         raise StrategyBroke(f"the keys of {name} have {size} bytes, at most {MAX_NAMES_BYTES} are kept")
 
 
-def _plain(values: tuple[object, ...]) -> bool:
+def _plain(values: Collection[object]) -> bool:
     """Whether all are finite Python floats, as nearly always: asked of all at once.
 
     A sum is finite only when each of its terms is; one that overflows is left to the closer look.
     """
-    return _FLOATS.issuperset(map(type, values)) and math.isfinite(sum(values))  # type: ignore[arg-type]
+    return countOf(map(type, values), float) == len(values) and math.isfinite(sum(values))  # type: ignore[arg-type]
 
 
 def _shown(value: object) -> str:

@@ -216,32 +216,37 @@ class IctSmc:
 
     def _surroundings(self, levels: Levels, entry: float, atr: float, sign: int) -> Surroundings:
         o = self.options
-        blocks = order_blocks_of(levels.blocks, o.block_rejection_fraction * entry)
+        blocks = levels.blocks and order_blocks_of(levels.blocks, o.block_rejection_fraction * entry)
         tolerance = o.liquidity_fraction * entry
         level = liquidity_above(levels.highs, entry, tolerance, o.liquidity_touches)
         over = None if level is None else (level - entry) / atr
         level = liquidity_below(levels.lows, entry, tolerance, o.liquidity_touches)
         under = None if level is None else (entry - level) / atr
-        ahead, behind = (over, under) if sign > 0 else (under, over)
-        return Surroundings(nearest_block(blocks, entry, atr, sign), ahead, behind)
+        block = nearest_block(blocks, entry, atr, sign) if blocks else None
+        return Surroundings(block, over, under) if sign > 0 else Surroundings(block, under, over)
 
     def _draft(self, reading: Reading, sign: int, around: Surroundings) -> SignalDraft | None:
         o = self.options
-        scores = {
-            "trend": _trend_score(reading, sign),
-            "structure": (0.0, 0.5, 1.0)[1 + sign * reading.structure],
-            "position": position_score(around.order_block),
-            "momentum": self._momentum_score(reading, sign),
-            "volatility": volatility_score(reading.band_rank),
-        }
+        trend = _trend_score(reading, sign)
+        structure = (0.0, 0.5, 1.0)[1 + sign * reading.structure]
+        position = position_score(around.order_block)
+        momentum = self._momentum_score(reading, sign)
+        volatility = volatility_score(reading.band_rank)
         confidence = min(
-            o.weight_trend * scores["trend"]
-            + o.weight_structure * scores["structure"]
-            + o.weight_position * scores["position"]
-            + o.weight_momentum * scores["momentum"]
-            + o.weight_volatility * scores["volatility"],
+            o.weight_trend * trend
+            + o.weight_structure * structure
+            + o.weight_position * position
+            + o.weight_momentum * momentum
+            + o.weight_volatility * volatility,
             1.0,
         )
+        scores = {
+            "trend": trend,
+            "structure": structure,
+            "position": position,
+            "momentum": momentum,
+            "volatility": volatility,
+        }
         risk = o.stop_atr * reading.five.atr
         stop = reading.entry - sign * risk
         target = reading.entry + sign * o.target_r * risk
