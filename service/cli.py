@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from service.errors import EXIT_USAGE, PerpdError
+from service.errors import EXIT_INTERRUPTED, EXIT_USAGE, PerpdError
 
 RUN_FLAGS = {
     "mode": ("run.mode",),
@@ -38,22 +38,27 @@ def run_command(argv: Sequence[str]) -> int:
         code: int = args.function(args)
         return code
     except PerpdError as error:
-        report(error)
+        report(error, as_json=getattr(args, "json", False))
         return error.exit_code
     except BrokenPipeError:  # the reader of our output left, as in `perpd config | head`
         sys.stdout = None
         return 0
+    except KeyboardInterrupt:  # a command that answers; those that run take signals themselves
+        return EXIT_INTERRUPTED
 
 
-def report(error: PerpdError) -> None:
-    """One log line for the error that ends the command, in the format the reader expects."""
+def report(error: PerpdError, *, as_json: bool = False) -> None:
+    """One log line for the error that ends the command, in the format the reader expects.
+
+    Args: as_json: one JSON object, on a terminal too.
+    """
     import structlog
 
     from service.logs import configure, log_failure
     from service.settings import LogSettings
 
     if not structlog.is_configured():
-        configure(LogSettings())
+        configure(LogSettings(format="json" if as_json else "auto"))
     log_failure(error)
 
 
@@ -181,6 +186,8 @@ def _load(args: argparse.Namespace) -> Any:
         for key in keys
         if getattr(args, name, None) is not None
     }
+    if getattr(args, "json", False) and args.function is not _config:  # which shows what is in force
+        flags["log.format"] = "json"
     return load(file, os.environ, flags)
 
 

@@ -45,6 +45,7 @@ EXIT_IO = 74
 EXIT_RESTART = 75  # EX_TEMPFAIL: drained on purpose, to be started anew
 EXIT_NOT_PERMITTED = 77
 EXIT_SETTINGS = 78
+EXIT_INTERRUPTED = 130
 
 
 class PerpdError(Exception):

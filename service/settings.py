@@ -498,8 +498,11 @@ def _read_secrets(environment: Mapping[str, str]) -> Secrets:
     return Secrets(**found)
 
 
-def check_database_url(url: str, source: str) -> None:
-    """Raises SettingsInvalid. Nothing of the URL is quoted: a wrong one may hold the password anywhere."""
+def check_database_url(url: str, source: str, instead: str = "nothing for SQLite") -> None:
+    """Raises SettingsInvalid. Nothing of the URL is quoted: a wrong one may hold the password anywhere.
+
+    Args: source: where it was given; instead: what else is allowed there.
+    """
     try:
         parts = urllib.parse.urlsplit(url)
         usable = not url or (parts.scheme in ("postgres", "postgresql") and parts.port != 0)
@@ -508,7 +511,7 @@ def check_database_url(url: str, source: str) -> None:
     if not usable:
         raise SettingsInvalid(
             f"{source} is no address of a PostgreSQL database; allowed is "
-            "postgresql://HOST:PORT/DATABASE with user and password before the host, or nothing for SQLite"
+            f"postgresql://HOST:PORT/DATABASE with user and password before the host, or {instead}"
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from service.archive.damage import tell as tell_damage
 from service.archive.identity import identity_of
 from service.archive.journal import Entry, Journal, open_journal
 from service.archive.lock import only_writer
@@ -639,6 +640,7 @@ async def archiving(
                     identity=await loop.run_in_executor(threads.write, identity_of, directory),
                 )
                 await archiver.replay()
+                await loop.run_in_executor(threads.sync, tell_damage, directory)
                 async with _writer_of(archiver, drain_limit_s):
                     yield archiver
             finally:

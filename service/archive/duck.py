@@ -39,6 +39,20 @@ def connected(memory_mb: int, threads: int = 1, *, ordered: bool = False) -> Ite
             connection.close()
 
 
+def confine(connection: Connection, directory: Path, out: Path | None) -> None:
+    """From here on SQL opens files below the archive alone, and `out`; the session cannot undo it.
+
+    Args: directory: resolved, as the files in the SQL of the views must be: links are followed first.
+    """
+    written = [] if out is None else [out.absolute(), out.resolve()]
+    # What replaces a file is written beside it first, under this name of DuckDB's.
+    written += [path.with_name(f"tmp_{path.name}") for path in written]
+    connection.execute(f"SET allowed_directories = {_list([directory])}")
+    connection.execute(f"SET allowed_paths = {_list(written)}")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
 def only_reads(connection: Connection, sql: str) -> str:
     """Why this is not one statement that only reads; empty when it is.
 

@@ -17,6 +17,7 @@ from service.archive.catalog import catalog, check_versions
 from service.archive.duck import (
     Connection,
     DuckError,
+    confine,
     connected,
     json_rows,
     no_rows,
@@ -72,15 +73,17 @@ def define_views(connection: Connection, directory: Path, *, longest_bytes: int 
 
 
 def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb: int) -> None:
-    """Run one statement that only reads and write its result; files are written to `out` alone.
+    """Run one statement that only reads and write its result; files are written to `out` alone, and none
+    outside the archive is read.
 
     Raises: QueryFailed, SchemaNewer, DataDirectoryUnusable: `out` cannot be written.
     """
     check_versions(directory)
     if out is not None:
         _check_out(out, directory)
-    sql = sql.strip().rstrip(";")
+    sql, directory = sql.strip().rstrip(";"), directory.resolve()
     with connected(max(memory_mb - PROCESS_MB, LEAST_MB)) as connection:
+        confine(connection, directory, out)
         longest_bytes = 0
         for attempt in range(_TRIES):
             try:
@@ -97,6 +100,8 @@ def query(directory: Path, sql: str, *, format: str, out: Path | None, memory_mb
                 if not longest_bytes and "maximum_object_size" in words:
                     longest_bytes = LONGEST_LINE_BYTES
                     continue
+                if "disabled by configuration" in words or "disabled through configuration" in words:
+                    words = f"a query reads the archive at {directory} and nothing else: {words}"
                 raise QueryFailed(words[:1_000]) from None
 
 

@@ -63,8 +63,9 @@ class Dataset:
                 )
             self.manifest = msgspec.convert(found, Manifest)
         except (OSError, msgspec.MsgspecError, AttributeError) as error:
+            why = f"{MANIFEST}: {error.strerror}" if isinstance(error, OSError) else str(error)
             raise HistoryUnusable(
-                f"{directory} is no dataset: {error}; make one with `perpd dataset build --out {directory}`"
+                f"{directory} is no dataset: {why}; make one with `perpd dataset build --out {directory}`"
             ) from None
 
     def chunks(self, split: str) -> Iterator[Chunk]:

@@ -45,6 +45,17 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         db.close()
 
 
+class Kept:
+    """The values of a state file that is open for reading."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    async def get_value(self, key: str) -> str | None:
+        found = self._db.execute("select value from settings where name = ?", (key,)).fetchone()
+        return None if found is None else str(found[0])
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A draft beside the path, which takes its place when the block ends well; never replaces a file.

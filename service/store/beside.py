@@ -34,6 +34,11 @@ class Beside:
         """Only for values that no holder writes."""
         await self._link.run(lambda db: db.execute(PUT, key, value))
 
+    async def trades(self) -> bool:
+        """A perpd holds the lease now."""
+        held = "select expires > clock_timestamp() from lease where name = 'perpd'"
+        return bool(await self._link.run(lambda db: db.fetchval(held)))
+
     async def holder(self) -> str:
         """Who holds the lease, or held it last."""
         held = await self._link.run(lambda db: db.fetchval("select holder from lease where name = 'perpd'"))

@@ -15,7 +15,7 @@ import msgspec
 
 from service.clock import WallClock, file_time, utc_time
 from service.directory import data_path, locked, marked_name, market_name
-from service.errors import DataDirectoryUnusable
+from service.errors import DataDirectoryUnusable, SettingsInvalid
 from service.logs import configure
 from service.output import check_output
 from service.settings import Loaded, RunSettings, Secrets, check_database_url
@@ -69,10 +69,10 @@ def run(loaded: Loaded, args: argparse.Namespace) -> int:
     url = ""
     if args.action == "copy":
         url = sys.stdin.readline().strip() if args.to == "-" else args.to
-        if not url.startswith(SQLITE_PREFIX):
-            check_database_url(url, "--to")
+        _check_target(url, loaded.secrets.database_url)
     target = Secrets(database_url=url)
-    log = msgspec.structs.replace(loaded.settings.log, level="warn")
+    # For machines the answer or the error is all there is; a person is told of waiting.
+    log = msgspec.structs.replace(loaded.settings.log, level="error" if args.json else "warn")
     configure(log, secrets=(*loaded.secrets.values(), *target.values()))
     place = _place(loaded)
     if args.action == "migrate":
@@ -88,6 +88,24 @@ def run(loaded: Loaded, args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_target(url: str, source_url: str) -> None:
+    """What can be known of --to without opening anything. Raises SettingsInvalid."""
+    if not url:
+        raise SettingsInvalid("--to is empty; allowed is postgresql://HOST:PORT/DATABASE or sqlite:FILE")
+    if url.startswith(SQLITE_PREFIX):
+        if not url.removeprefix(SQLITE_PREFIX).removeprefix("//"):
+            raise SettingsInvalid("--to names no file; allowed is sqlite:FILE")
+        return
+    check_database_url(url, "--to", "sqlite:FILE")
+    if source_url:
+        from service.store.postgres_link import where
+
+        if where(url) == where(source_url):
+            raise SettingsInvalid(
+                f"--to is {where(url)}, where the state is already (DATABASE_URL); name another database"
+            )
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where the state is: a database, or without its URL the file in the data directory."""
 
@@ -95,6 +113,7 @@ class Place(msgspec.Struct, frozen=True):
     schema: str
     directory: Path
     settings: RunSettings
+    url_source: str = "DATABASE_URL"
 
     @property
     def file(self) -> Path:
@@ -194,7 +213,10 @@ async def _copy(place: Place, url: str) -> dict[str, Any]:
             where = str(_file_of(url))
             pairs = await write_file(source, _file_of(url))
         else:
-            async with _exclusive(msgspec.structs.replace(place, url=url)) as (link, epoch):
+            async with _exclusive(msgspec.structs.replace(place, url=url, url_source="--to")) as (
+                link,
+                epoch,
+            ):
                 pairs = await link.alone(lambda db: _fill(db, source, link.where, epoch))
                 where = link.where
     return {"from": source.where, "to": where, "tables": pairs}
@@ -239,7 +261,8 @@ async def _exclusive(place: Place, *, filled: bool = False) -> AsyncIterator[tup
     from service.store.postgres import migrate
     from service.store.postgres_lease import PostgresLeaseRow
 
-    async with open_links(place.url, place.schema, place.settings.database_wait_s) as (link, lease_link):
+    wait_s = place.settings.database_wait_s
+    async with open_links(place.url, place.schema, wait_s, place.url_source) as (link, lease_link):
         holding = Holding(PostgresLeaseRow(lease_link), place.settings.lease_s)
         async with holding_lease(holding, standing_by=None) as lease:
             if filled and not await link.alone(lambda db: db.fetchval(VERSION)):

@@ -60,12 +60,17 @@ async def open_state(
 
 
 @asynccontextmanager
-async def open_links(url: str, schema: str, wait_s: float) -> AsyncIterator[tuple["Link", "Link"]]:
-    """Two connections: one for state, one for the lease, which no long transaction may hold up."""
+async def open_links(
+    url: str, schema: str, wait_s: float, source: str = "DATABASE_URL"
+) -> AsyncIterator[tuple["Link", "Link"]]:
+    """Two connections: one for state, one for the lease, which no long transaction may hold up.
+
+    Args: source: where the URL was given, for messages.
+    """
     from service.store.postgres_link import Connection, Link
     from service.store.schema import POSTGRES_LEASE
 
-    link, lease_link = Link(url, schema), Link(url, schema, name="perpd lease")
+    link, lease_link = Link(url, schema, source=source), Link(url, schema, name="perpd lease", source=source)
 
     async def prepare(db: Connection) -> None:
         async with db.transaction():

@@ -59,11 +59,21 @@ def where(url: str) -> str:
 class Link:
     """A connection and its order of work.
 
-    Args: schema: where our tables stand; name: how the server lists the connection.
+    Args: schema: where our tables stand; name: how the server lists the connection; source: where the URL
+    was given, for messages.
     """
 
-    def __init__(self, url: str, schema: str, *, name: str = "perpd", grace_s: float = GRACE_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        *,
+        name: str = "perpd",
+        grace_s: float = GRACE_S,
+        source: str = "DATABASE_URL",
+    ) -> None:
         self._url = url
+        self._source = source
         self._schema = schema
         self._name = name
         self._grace_s = grace_s
@@ -140,7 +150,7 @@ class Link:
         if left_s > 0:
             await asyncio.wait({self._connecting}, timeout=left_s)
         if self._connection is None:
-            raise StoreUnavailable(f"the database {self.where} does not answer{self._why}")
+            raise self._unanswered(f"the database {self.where} does not answer{self._why}")
         return self._connection
 
     async def _reconnect(self) -> None:
@@ -167,7 +177,12 @@ class Link:
             connection.terminate()
 
     def _unavailable(self, error: BaseException) -> StoreUnavailable:
-        return StoreUnavailable(f"the database {self.where}: {words(error)}")
+        return self._unanswered(f"the database {self.where}: {words(error)}")
+
+    def _unanswered(self, message: str) -> StoreUnavailable:
+        error = StoreUnavailable(message)
+        error.advice = f"check {self._source}, the database and the network between"
+        return error
 
     async def _connect(self) -> Connection:
         async with asyncio.timeout(CONNECT_LIMIT_S):
@@ -193,11 +208,11 @@ class Link:
                 self._connection = await self._connect()
                 return
             except REFUSALS as error:
-                raise SettingsInvalid(f"DATABASE_URL: {self.where} refuses: {words(error)}") from None
+                raise SettingsInvalid(f"{self._source}: {self.where} refuses: {words(error)}") from None
             except (*LOST, asyncpg.PostgresError) as error:
                 now_s = loop.time()
                 if now_s - began_s >= limit_s:
-                    raise StoreUnavailable(
+                    raise self._unanswered(
                         f"the database {self.where} did not answer within {limit_s:g} s "
                         f"(run.database_wait_s): {words(error)}"
                     ) from None
@@ -212,7 +227,7 @@ class Link:
                     )
                 await asyncio.sleep(min(OPEN_PAUSE_S, limit_s))
             except ValueError as error:
-                raise SettingsInvalid(f"DATABASE_URL: cannot be used: {type(error).__name__}") from None
+                raise SettingsInvalid(f"{self._source}: cannot be used: {type(error).__name__}") from None
 
     async def close(self) -> None:
         """Finish what was begun, within the limits of the work, then close."""

@@ -193,7 +193,7 @@ class Bookkeeper:
                 record = outcome.position
                 if outcome.closed:
                     cause = order or self._triggered(position)
-                    reason = close_reason(fill, cause, self._books.meant.get(position.position_id))
+                    reason = close_reason(fill, cause)
                     traded = self._books.entered.get(position.position_id, ZERO)
                     record = with_close(record, reason, fill.filled_ms, traded)
             try:
@@ -380,7 +380,7 @@ class Bookkeeper:
         closed = await self._store.position(order.position_id)
         if closed is None or closed.close_reason != CloseReason.MANUAL or closed.closed_ms != fill.filled_ms:
             return
-        named = msgspec.structs.replace(closed, close_reason=close_reason(fill, order, None).value)
+        named = msgspec.structs.replace(closed, close_reason=close_reason(fill, order).value)
         if named != closed:
             await self._books.save_position(named)
             self._books.cooldowns.begin(named, self._clock.now_ms())
@@ -409,7 +409,6 @@ class Bookkeeper:
         self._books.unconfirmed.discard(name)
         self._books.begun.discard(name)
         self._books.entered.pop(name, None)
-        self._books.meant.pop(name, None)
         self._books.protected(name)
         if position.entry_price:
             self._books.closed_count += 1

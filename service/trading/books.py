@@ -14,9 +14,9 @@ import structlog
 
 from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
-from service.records import CloseReason, Order, OrderPurpose, OrderStatus, Position
+from service.records import Order, OrderPurpose, OrderStatus, Position
 from service.trading.cooldowns import Cooldowns
-from service.trading.orders import LEG_LETTERS, client_order_id, is_ours
+from service.trading.orders import LEG_LETTERS, LEG_PURPOSES, client_order_id, is_ours
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
 
@@ -46,7 +46,6 @@ class Books:
         older books may hold one that ended, and another may have been opened on its symbol since."""
         self.begun: set[str] = set()  # of `positions`, begun in this run: all their orders are in `orders`
         self.entered: dict[str, Decimal] = {}  # quantity entered per open position
-        self.meant: dict[str, CloseReason] = {}  # why we are closing, per position
         self.unprotected_since: dict[str, float] = {}  # position to monotonic seconds
         self.foreign: dict[str, str] = {}  # symbol to why; set by reconciliation
         self.quarantined: dict[str, str] = {}  # symbol to why; until the next start
@@ -163,7 +162,7 @@ class Books:
                     return msgspec.structs.replace(
                         found,
                         position_id=position.position_id,
-                        purpose=OrderPurpose(leg),
+                        purpose=LEG_PURPOSES[leg],
                         status=OrderStatus.INTENDED,
                         venue_order_id="",
                         filled_quantity=ZERO,

@@ -21,7 +21,7 @@ from service.records import (
     PositionSide,
 )
 from service.trading.books import Books
-from service.trading.orders import new_order
+from service.trading.orders import exit_leg, new_order
 from service.trading.protection import Failure
 from service.trading.sending import Rules, Sender
 from service.trading.sizing import on_grid, on_tick
@@ -57,14 +57,13 @@ class Closer:
         if name in self.exiting or name not in self._books.positions:
             return name not in self._books.positions
         self.exiting.add(name)
-        self._books.meant[name] = reason
         try:
-            return await self._exit(name)
+            return await self._exit(name, exit_leg(reason))
         finally:
             self.exiting.discard(name)
 
-    async def _exit(self, name: str, most: Decimal | None = None) -> bool:
-        """Args: most: what the venue takes in one order, where it refused the whole."""
+    async def _exit(self, name: str, leg: str, most: Decimal | None = None) -> bool:
+        """Args: leg: which exit; most: what the venue takes in one order, where it refused the whole."""
         for order in self._books.working_orders():
             if order.position_id != name:
                 continue
@@ -76,7 +75,7 @@ class Closer:
         if position is None:
             return True
         request = OrderRequest(
-            client_order_id=await self._books.next_id(name, "exit"),
+            client_order_id=await self._books.next_id(name, leg),
             symbol=position.symbol,
             side=position.position_side.exit_side,
             type=OrderType.MARKET,
@@ -87,9 +86,9 @@ class Closer:
         )
         failure = await self._sender.send(request, new_order(request, self._clock.now_ms()))
         if failure is not None and failure.reaction is Reaction.LIMIT_INSTEAD:
-            request, failure = await self._as_limit(position, request, failure)
+            request, failure = await self._as_limit(position, leg, request, failure)
         elif failure is not None and failure.reaction is Reaction.REFRESH_RULES:
-            request, failure = await self._on_their_grid(position, request, failure)
+            request, failure = await self._on_their_grid(position, leg, request, failure)
         if failure is not None:
             self._books.changed.pop(request.client_order_id, None)
             if failure.reached:
@@ -103,11 +102,11 @@ class Closer:
         left = self._books.positions.get(name)
         part = request.quantity or position.quantity
         if left is not None and part < position.quantity and left.quantity < position.quantity:
-            return await self._exit(name, part)  # filled: the rest follows at once
+            return await self._exit(name, leg, part)  # filled: the rest follows at once
         return left is None
 
     async def _on_their_grid(
-        self, position: Position, refused: OrderRequest, failure: Failure
+        self, position: Position, leg: str, refused: OrderRequest, failure: Failure
     ) -> tuple[OrderRequest, Failure | None]:
         """As much of the exit as one market order may be by the venue's rules of now."""
         try:
@@ -120,7 +119,7 @@ class Closer:
             return refused, failure
         self._books.changed.pop(refused.client_order_id, None)
         request = msgspec.structs.replace(
-            refused, client_order_id=await self._books.next_id(position.position_id, "exit"), quantity=fitted
+            refused, client_order_id=await self._books.next_id(position.position_id, leg), quantity=fitted
         )
         log.warning(
             "exit is more than one market order may be, closing in parts",
@@ -131,7 +130,7 @@ class Closer:
         return request, await self._sender.send(request, new_order(request, self._clock.now_ms()))
 
     async def _as_limit(
-        self, position: Position, refused: OrderRequest, failure: Failure
+        self, position: Position, leg: str, refused: OrderRequest, failure: Failure
     ) -> tuple[OrderRequest, Failure | None]:
         """The same exit at a price, immediate or cancelled: the venue takes no market order now."""
         try:
@@ -145,7 +144,7 @@ class Closer:
         self._books.changed.pop(refused.client_order_id, None)
         request = msgspec.structs.replace(
             refused,
-            client_order_id=await self._books.next_id(position.position_id, "exit"),
+            client_order_id=await self._books.next_id(position.position_id, leg),
             type=OrderType.LIMIT,
             price=exit_limit(held.mark_price, position.position_side, instrument),
             time_in_force="IOC",

@@ -36,6 +36,7 @@ from service.trading.kill_request import REQUEST, encoded_request, with_request
 from service.trading.killswitch import Level, Switch, standing, tripped
 
 RESUME, SHOW = "resume", "show"
+NO_REASON = "nothing was lifted: say why with --reason TEXT"
 _ANSWER_LIMIT_S = 15.0
 TAKEN_LIMIT_S = READ_EVERY_S + 10.0
 TAKEN_LOOK_S = 0.25
@@ -44,9 +45,7 @@ TAKEN_LOOK_S = 0.25
 def run(loaded: Loaded, args: argparse.Namespace, action: str) -> int:
     """Perform and print. Raises DaemonUnreachable, DataDirectoryUnusable, LeaseHeld."""
     if action == RESUME and not args.reason.strip():
-        state = _perform(loaded, SHOW, "")
-        _print(state, args)
-        print("nothing was lifted: say why with --reason TEXT")  # noqa: T201
+        _print({**_perform(loaded, SHOW, ""), "answer": NO_REASON}, args)
         return EXIT_USAGE
     _print(_perform(loaded, action, args.reason.strip()), args)
     return 0
@@ -65,10 +64,31 @@ def _perform(loaded: Loaded, action: str, reason: str) -> dict[str, Any]:
         raise DaemonUnreachable(
             f"no daemon answers and no state is kept at {directory}; name its data directory with --data-dir"
         )
+    if action == SHOW:
+        return asyncio.run(_as_kept(loaded))
     try:
         return asyncio.run(_without_daemon(loaded, action, reason, by))
     except DataDirectoryUnusable as error:
         raise DataDirectoryUnusable(f"no daemon answers, and its state cannot be written: {error}") from None
+
+
+async def _as_kept(loaded: Loaded) -> dict[str, Any]:
+    """The switch as the store has it. Opened for reading: neither lease nor schema is touched."""
+    now_ms = WallClock().now_ms()
+    if loaded.secrets.database_url:
+        from service.store.beside import open_beside
+
+        async with open_beside(loaded) as beside:
+            switch, where = await read_switch(beside, now_ms), beside.where
+            if await beside.trades():
+                return {**described(switch), "daemon": f"trading: {await beside.holder()}, by {where}"}
+    else:
+        from service.store.backup import Kept, reading
+
+        with _held(loaded) as directory, reading(directory / STATE_FILE) as db:
+            switch, where = await read_switch(Kept(db), now_ms), str(directory / STATE_FILE)
+    waits = "; perpd closes all positions at its next start" if switch.level is Level.FLATTEN else ""
+    return {**described(switch), "daemon": f"no daemon runs: read from {where}, nothing was changed{waits}"}
 
 
 async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> dict[str, Any]:
@@ -98,8 +118,6 @@ async def _without_daemon(loaded: Loaded, action: str, reason: str, by: str) -> 
 
 def _stays(before: Switch, action: str) -> str:
     """Why a command changes less than it says, or ''."""
-    if action == SHOW:
-        return ""
     if action == RESUME:
         return "" if before.trips else NOTHING_TRIPPED
     return standing(before, Level(action))
@@ -150,8 +168,6 @@ async def _written(
 ) -> Switch:
     if action == RESUME:
         return await lift(store, reason, by, now_ms)
-    if action == SHOW:
-        return before
     switch = tripped(before, Level(action), reason, by, now_ms)
     if switch != before:
         await write_switch(store, switch)
@@ -169,8 +185,6 @@ async def _beside_a_holder(loaded: Loaded, action: str, reason: str, by: str, no
         holder = f"{await beside.holder()}, by {beside.where}"
         if action == RESUME:
             raise LeaseHeld(f"{holder}: it trades; resume there, so that nothing is lifted behind its back")
-        if action == SHOW:
-            return {**described(await read_switch(beside, now_ms)), "daemon": f"trading: {holder}"}
         before = decoded(await beside.get_value(KEY) or "", now_ms)
         pending = await beside.get_value(REQUEST) or ""
         asked_for = with_request(before, pending, now_ms)

@@ -17,11 +17,28 @@ from enum import StrEnum
 
 import msgspec
 
-from service.records import Order, OrderRequest, OrderStatus
+from service.records import CloseReason, Order, OrderPurpose, OrderRequest, OrderStatus
 
 PREFIX = "pp-"
 """Client ids of this daemon start with it, so that foreign orders are recognised."""
-LEG_LETTERS = {"entry": "e", "stop": "s", "target": "t", "exit": "x"}
+LEG_LETTERS = {
+    "entry": "e",
+    "stop": "s",
+    "target": "t",
+    "exit": "x",
+    "exit_stop": "y",
+    "exit_target": "z",
+    "exit_expired": "w",
+}
+LEG_PURPOSES = {
+    leg: OrderPurpose.EXIT if leg.startswith("exit") else OrderPurpose(leg) for leg in LEG_LETTERS
+}
+_EXIT_LEGS = {
+    CloseReason.STOP: "exit_stop",
+    CloseReason.TARGET: "exit_target",
+    CloseReason.EXPIRED: "exit_expired",
+}
+_EXIT_REASONS = {LEG_LETTERS[leg]: reason for reason, leg in _EXIT_LEGS.items()}
 
 _PROGRESS = {
     OrderStatus.INTENDED: 0,
@@ -102,10 +119,21 @@ def client_order_id(position_id: str, leg: str, attempt: int) -> str:
     """Deterministic, 25 characters of the venue's alphabet whatever the symbol is written in.
 
     The position's id follows from the signal's, and so from strategy, symbol, candle and side.
-    Args: leg: entry, stop, target or exit; attempt: 0 for the first, counted per leg.
+    Args: leg: a key of LEG_LETTERS; attempt: 0 for the first, counted per leg.
     """
     digest = hashlib.blake2s(position_id.encode(), digest_size=9).hexdigest()
     return f"{PREFIX}{digest}-{LEG_LETTERS[leg]}{attempt:02d}"
+
+
+def exit_leg(reason: CloseReason) -> str:
+    """The leg of an exit at market. Its name tells why it was sent, to whoever books it after a crash."""
+    return _EXIT_LEGS.get(reason, "exit")
+
+
+def exit_reason(client_id: str) -> CloseReason:
+    """Why we sent an exit, by its name."""
+    letter = client_id.rpartition("-")[2][:1]
+    return _EXIT_REASONS.get(letter, CloseReason.EXIT)
 
 
 def is_ours(client_id: str) -> bool:

@@ -6,6 +6,7 @@ from decimal import Decimal
 import msgspec
 
 from service.records import CloseReason, Fill, Order, OrderPurpose, Position, PositionSide, Signal
+from service.trading.orders import exit_reason
 from service.trading.sizing import Approved
 
 ZERO = Decimal(0)
@@ -18,7 +19,6 @@ _VENUE_PREFIXES = (
 _PURPOSE_REASONS = {
     OrderPurpose.STOP: CloseReason.STOP,
     OrderPurpose.TARGET: CloseReason.TARGET,
-    OrderPurpose.EXIT: CloseReason.EXIT,
 }
 
 
@@ -131,18 +131,15 @@ def without_protection(position: Position, purpose: OrderPurpose) -> Position:
     return msgspec.structs.replace(position, target_order_id="")
 
 
-def close_reason(fill: Fill, order: Order | None, meant: CloseReason | None) -> CloseReason:
-    """Why a fill closed a position: the venue's own client ids first, then our order's purpose.
-
-    Args: meant: the reason given with our own exit, where one was.
-    """
+def close_reason(fill: Fill, order: Order | None) -> CloseReason:
+    """Why a fill closed a position: the venue's own client ids first, then our order's purpose and name."""
     for prefix, reason in _VENUE_PREFIXES:
         if fill.client_order_id.startswith(prefix):
             return reason
     if order is None:
         return CloseReason.MANUAL
-    if order.purpose is OrderPurpose.EXIT and meant is not None:
-        return meant
+    if order.purpose is OrderPurpose.EXIT:
+        return exit_reason(order.client_order_id)
     return _PURPOSE_REASONS.get(order.purpose, CloseReason.MANUAL)
 
 

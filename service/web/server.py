@@ -3,11 +3,11 @@
 One request a connection.
 
 Written on asyncio streams because aiohttp.web would cost 6 MB more than its client, for three pages.
-Whatever arrives is bounded: the head in bytes and time, the connections in number.
+Whatever arrives is bounded: head and body in bytes and time, and so the headers in number, the answer in
+the time a client may take to read it, the connections in number.
 """
 
 import asyncio
-import contextlib
 import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -26,6 +26,7 @@ HEAD_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 5.0
 CONNECTIONS_LIMIT = 32
 BODY_LIMIT_BYTES = 4_096
+_LENGTH_DIGITS = 9  # more are no length that is served, and thousands no number that is parsed
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _JSON_TYPE = "application/json"
@@ -240,7 +241,7 @@ async def _answer_api(
     length = headers.get("content-length", "0")
     if not length.isdecimal():
         return problem(400)
-    if int(length) > BODY_LIMIT_BYTES:
+    if len(length) > _LENGTH_DIGITS or int(length) > BODY_LIMIT_BYTES:
         return problem(413)
     try:
         async with asyncio.timeout(HEAD_LIMIT_S):
@@ -282,7 +283,10 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes | int | None:
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
+    """Closing alone waits for the client to read, and a client may never do so."""
     writer.close()
-    with contextlib.suppress(OSError, TimeoutError):
+    try:
         async with asyncio.timeout(ANSWER_LIMIT_S):
             await writer.wait_closed()
+    except (OSError, TimeoutError):
+        writer.transport.abort()

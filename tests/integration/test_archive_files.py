@@ -21,6 +21,7 @@ from service.archive import segments as archive_segments
 from service.archive.archiver import archiving
 from service.archive.catalog import catalog, pruned_until
 from service.archive.compaction import CompactionFailed, compact, compact_one
+from service.archive.duck import connected
 from service.archive.lock import only_upkeep
 from service.archive.manifest import manifest_path, read_manifest
 from service.archive.numbers import LAST_NAME, write_numbers
@@ -725,6 +726,41 @@ def test_every_statement_that_reads_is_answered(
 
 
 @pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('{file}')",
+        "SELECT * FROM read_text('{file}')",
+        "SELECT * FROM '{file}'",
+        "SELECT * FROM read_text('{archive}/../secret.csv')",
+        "SELECT * FROM read_text('{archive}/link.csv')",
+        "SELECT * FROM glob('{root}/*')",
+        "SELECT * FROM read_csv('http://127.0.0.1:9/secret.csv')",
+    ],
+)
+async def test_a_query_reads_the_archive_and_no_other_file(tmp_path: Path, sql: str) -> None:
+    archive, file = tmp_path / "archive", tmp_path / "secret.csv"
+    await record(archive, days=1)
+    file.write_text("word\nhush\n")
+    (archive / "link.csv").symlink_to(file)
+    asked = sql.format(file=file, archive=archive, root=tmp_path)
+    with pytest.raises(QueryFailed, match=r"reads the archive at .* and nothing else"):
+        query(archive, asked, format="table", out=None, memory_mb=256)
+
+
+async def test_an_archive_behind_a_link_is_read_and_written_out_by_a_relative_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record(tmp_path / "elsewhere", days=3)
+    compact(tmp_path / "elsewhere")
+    (tmp_path / "archive").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    for name in ("out.csv", "out.parquet", "out.json"):
+        query(Path("archive"), "SELECT seq FROM adjustments", format=name[4:], out=Path(name), memory_mb=256)
+        assert (tmp_path / name).stat().st_size
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 61
+
+
+@pytest.mark.parametrize(
     ("out", "words"),
     [
         ("nowhere/x", "there is no directory"),
@@ -759,8 +795,8 @@ async def test_an_answer_is_written_in_each_format(tmp_path: Path, format: str) 
     out = tmp_path / f"answer.{format}"
     query(directory, "SELECT seq FROM adjustments ORDER BY seq;", format=format, out=out, memory_mb=256)
     if format == "parquet":
-        rows = asked(directory, f"SELECT count(*) AS n FROM read_parquet('{out}')", tmp_path)
-        assert rows == [{"n": 60}]
+        with connected(256) as reader:
+            assert reader.execute(f"SELECT count(*) FROM read_parquet('{out}')").fetchall() == [(60,)]
     else:
         assert len(out.read_text().splitlines()) == {"csv": 61, "json": 60, "table": 62}[format]
 

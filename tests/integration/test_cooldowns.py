@@ -73,6 +73,38 @@ async def test_a_stop_that_executed_while_perpd_was_down_counts_from_its_executi
         assert refusal(await desk.executor.open(signal("s2"), approved())) is RefusalReason.COOLDOWN
 
 
+async def test_a_software_stop_that_left_before_a_crash_is_booked_as_a_stop_and_bars_its_symbol(
+    tmp_path: Path,
+):
+    venue = venue_of()
+    async with desk_at(tmp_path, venue, cooldown_minutes=60.0) as desk:
+        position = await opened(desk)
+        venue.silent, venue.lose, venue.mark = True, {OrderPurpose.EXIT: 1}, Decimal(99)
+        venue.forgetful = venue.amnesia = True
+        assert not await desk.executor.close(position, CloseReason.STOP)
+        assert await desk.store.closed_positions(9) == []
+    venue.silent = venue.forgetful = venue.amnesia = False
+    async with desk_at(tmp_path, venue, cooldown_minutes=60.0) as desk:
+        await desk.reconciler.reconcile()
+        closed = await desk.closed()
+        assert closed.close_reason == "stop"
+        assert await desk.store.cooldowns() == {"AUSDT": closed.closed_ms + HOUR_MS}
+
+
+async def test_an_exit_that_left_before_a_crash_is_booked_as_an_exit_and_bars_nothing(tmp_path: Path):
+    venue = venue_of()
+    async with desk_at(tmp_path, venue, cooldown_minutes=60.0) as desk:
+        position = await opened(desk)
+        venue.silent = venue.forgetful = venue.amnesia = True
+        venue.lose = {OrderPurpose.EXIT: 1}
+        assert not await desk.executor.close(position, CloseReason.EXIT)
+    venue.silent = venue.forgetful = venue.amnesia = False
+    async with desk_at(tmp_path, venue, cooldown_minutes=60.0) as desk:
+        await desk.reconciler.reconcile()
+        assert (await desk.closed()).close_reason == "exit"
+        assert await desk.store.cooldowns() == {}
+
+
 async def test_one_that_was_over_before_the_start_bars_nothing(tmp_path: Path):
     venue = venue_of(minutes_ago=70)
     async with desk_at(tmp_path, venue, cooldown_minutes=60.0) as desk:

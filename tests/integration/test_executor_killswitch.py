@@ -20,6 +20,7 @@ from service.monitor.by_hand import answer_by_hand
 from service.monitor.control import SOCKET_NAME, BadQuestion, controlling
 from service.records import Adjustment, OrderPurpose, Position, RefusalReason
 from service.settings import KillSettings, Loaded, RiskSettings, RunSettings, Secrets, Settings, SimSettings
+from service.store.schema import SQLITE
 from service.store.sqlite import open_sqlite
 from service.trading import equity, halting, kill_command
 from service.trading.equity import MARKS, EquityWatch
@@ -542,6 +543,18 @@ def test_without_a_daemon_a_milder_command_lowers_nothing(tmp_path: Path, capsys
     assert (code, state["resumed"]["reason"]) == (0, "over")
     assert "nothing was tripped" in state["answer"]
     assert command(tmp_path, "no_entries", "cron", capsys)[1]["level"] == "no_entries"
+
+
+def test_a_resume_without_a_reason_leaves_an_older_state_as_it_is(tmp_path: Path, capsys, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr("service.store.sqlite.SQLITE", SQLITE[:-1])
+        asyncio.run(kept_state(tmp_path))
+        assert command(tmp_path, "no_entries", "news", capsys)[0] == 0
+    before = (tmp_path / "state.sqlite3").read_bytes()
+    code, state = command(tmp_path, "resume", "", capsys)
+    assert (code, state["level"], state["answer"]) == (64, "no_entries", kill_command.NO_REASON)
+    assert state["daemon"].endswith("state.sqlite3, nothing was changed")
+    assert (tmp_path / "state.sqlite3").read_bytes() == before
 
 
 def test_the_socket_of_a_killed_daemon_is_no_daemon(tmp_path: Path, capsys):

@@ -66,6 +66,7 @@ class Command:
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": str(ROOT),
                 "DATABASE_URL": self.url if database else "",
+                "PERPD_RUN__DATABASE_WAIT_S": "1",
             },
             input=typed,
             capture_output=True,
@@ -76,7 +77,8 @@ class Command:
         assert not self.url or self.url.split(":")[2].split("@")[0] not in done.stdout, (
             "the password was told"
         )
-        return done.returncode, json.loads(done.stdout.splitlines()[-1])
+        [answer] = done.stdout.splitlines()
+        return done.returncode, json.loads(answer)
 
 
 async def fill_books(loaded: Loaded, rows: int = 30) -> None:
@@ -261,6 +263,46 @@ async def test_a_file_in_a_directory_that_is_not_there_is_refused_and_none_is_ma
         assert code == 73
         assert "no/b.sqlite3: there is no directory no" in refusal["message"]
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "words"),
+    [
+        ("", 78, "--to is empty; allowed is postgresql://HOST:PORT/DATABASE or sqlite:FILE"),
+        ("sqlite:", 78, "--to names no file; allowed is sqlite:FILE"),
+        ("mysql://u:hush@h/d", 78, "--to is no address of a PostgreSQL database"),
+        ("postgresql://u:hush@127.0.0.1:9/d", 69, "127.0.0.1:9/d did not answer within 1 s"),
+        ("sqlite:data/state.sqlite3", 73, "data/state.sqlite3: exists already; name another file"),
+    ],
+)
+async def test_a_copy_to_a_place_that_cannot_be_is_one_message(tmp_path, url: str, code: int, words: str):
+    command = Command(tmp_path)
+    await fill_books(command.loaded())
+    found, refusal = await asyncio.to_thread(command, "copy", "--to", "-", typed=f"{url}\n")
+    assert (found, refusal["exit_code"]) == (code, code)
+    assert words in refusal["message"]
+    assert "hush" not in str(refusal)
+    assert "DATABASE_URL" not in str(refusal)
+
+
+async def test_a_copy_that_the_database_refuses_says_so_of_its_own_url(postgres, tmp_path):
+    command = Command(tmp_path)
+    await fill_books(command.loaded())
+    password = postgres.url.split(":")[2].split("@")[0]
+    for url, words in (
+        (postgres.url.replace(password, "wrong"), "password authentication failed"),
+        (f"{postgres.url.rpartition('/')[0]}/nowhere", 'database "nowhere" does not exist'),
+    ):
+        code, refusal = await asyncio.to_thread(command, "copy", "--to", url)
+        assert (code, refusal["message"].startswith("--to: ")) == (78, True)
+        assert words in refusal["message"]
+
+
+async def test_a_copy_of_a_database_to_itself_is_refused(postgres, tmp_path):
+    command = Command(tmp_path, postgres.url)
+    code, refusal = await asyncio.to_thread(command, "copy", "--to", postgres.url, database=True)
+    assert code == 78
+    assert "where the state is already" in refusal["message"]
 
 
 async def test_there_is_nothing_to_copy_from_an_empty_database(postgres, tmp_path):

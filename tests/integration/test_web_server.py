@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from structlog.testing import capture_logs
 from service.errors import PortInUse, SettingsInvalid
 from service.web import server as web
 from service.web.server import parse_request_line, serving
+from tests.integration.trading_desk import until
 
 
 class Pages:
@@ -149,6 +151,24 @@ async def test_a_client_that_does_not_finish_its_head_is_sent_away(
     async with asyncio.timeout(10):
         assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
     writer.close()
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "ANSWER_LIMIT_S", 0.05)
+    long = "x" * 20_000_000  # more than the sockets of both ends take in
+    async with serving("127.0.0.1", 0, health=dict, ready=lambda: (True, {}), metrics=lambda: long) as port:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.connect(("127.0.0.1", port))
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            own = client.getsockname()[1]
+            await until(lambda: _sockets_to(own))
+            await until(lambda: not _sockets_to(own))
+
+
+def _sockets_to(port: int) -> list[object]:
+    """The sockets of this process that are connected to a client's port."""
+    return [one for one in psutil.Process().net_connections("tcp") if one.raddr and one.raddr.port == port]
 
 
 async def test_beyond_the_limit_connections_are_dropped_and_room_comes_back(

@@ -150,7 +150,7 @@ def parse_keys(pairs: list[str]) -> dict[str, str]:
 
 def open_tape(args: argparse.Namespace) -> "Tape":
     """The market the flags describe. Raises SettingsInvalid."""
-    from service.exchange.recording import span
+    from service.exchange.span import span
 
     from_ms, until_ms = span(args.from_time, args.until_time)
     if args.replay:

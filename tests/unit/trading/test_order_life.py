@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.records import Order, OrderPurpose, OrderRequest, OrderStatus, OrderType, Side
+from service.records import CloseReason, Order, OrderPurpose, OrderRequest, OrderStatus, OrderType, Side
 from service.trading.orders import (
+    LEG_LETTERS,
     Denied,
     OrderEvent,
     Refused,
@@ -15,6 +16,8 @@ from service.trading.orders import (
     Sent,
     Unanswered,
     client_order_id,
+    exit_leg,
+    exit_reason,
     is_ours,
     new_order,
     step,
@@ -265,7 +268,7 @@ def test_the_order_in_which_reports_arrive_does_not_matter(statuses):
     assert (order.status, order.filled_quantity) == (OrderStatus.FILLED, 2)
 
 
-@given(st.text(min_size=1), st.sampled_from(["entry", "stop", "target", "exit"]), st.integers(0, 500))
+@given(st.text(min_size=1), st.sampled_from([*LEG_LETTERS]), st.integers(0, 500))
 def test_client_ids_fit_the_venue_whatever_the_symbol_is_written_in(position_id, leg, attempt):
     name = client_order_id(position_id, leg, attempt)
     assert re.fullmatch(r"[.A-Z:/a-z0-9_-]{1,36}", name)
@@ -274,5 +277,12 @@ def test_client_ids_fit_the_venue_whatever_the_symbol_is_written_in(position_id,
 
 
 def test_client_ids_differ_by_position_leg_and_attempt():
-    names = {client_order_id(p, leg, n) for p in ("币", "B") for leg in ("entry", "stop") for n in (0, 1)}
-    assert len(names) == 8
+    names = {client_order_id(p, leg, n) for p in ("币", "B") for leg in LEG_LETTERS for n in (0, 1)}
+    assert len(names) == 4 * len(LEG_LETTERS)
+
+
+@pytest.mark.parametrize(
+    "reason", [CloseReason.STOP, CloseReason.TARGET, CloseReason.EXPIRED, CloseReason.EXIT]
+)
+def test_the_name_of_an_exit_tells_why_it_was_sent(reason):
+    assert exit_reason(client_order_id("s1", exit_leg(reason), 12)) is reason
