@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ MB = 1024 * 1024
 class Observed(NamedTuple):
     """A run that ended as it should."""
 
-    samples: list[dict[str, float]]  # as `_Observer.sample` writes them, oldest first
+    samples: list[dict[str, float]]  # as `Observer.sample` writes them, oldest first
     end: dict[str, Any]  # figures of the whole run
     summary: dict[str, Any]  # the daemon's own run summary
     said: dict[str, int]  # warnings and errors of its log, by message
@@ -84,17 +85,21 @@ def observe(
 # -- in the fresh process
 
 
-class _Observer:
-    """Wraps the daemon's cycle."""
+class Observer:
+    """Wraps the daemon's cycle.
+
+    It lives in the process that it measures: what it notes of each cycle are numbers in arrays, since each
+    number as an object would be a block more of the daemon.
+    """
 
     def __init__(self, run_cycle: Any, file: Path, every: int) -> None:
         self._run_cycle = run_cycle
         self._file = file.open("a", encoding="utf-8", buffering=1)
         self._every = every
-        self.cycle_s: list[float] = []
-        self.analysis_s: list[float] = []
-        self.garbage_s: list[float] = []
-        self.garbage_cpu_s: list[float] = []
+        self.cycle_s = array("d")
+        self.analysis_s = array("d")
+        self.garbage_s = array("d")
+        self.garbage_cpu_s = array("d")
         self._began_s = time.monotonic()
 
     async def cycle(self, parts: "Parts", number: int) -> "CycleReport":
@@ -109,6 +114,9 @@ class _Observer:
 
     def write(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
 
     def sample(self, parts: "Parts", number: int) -> dict[str, float]:
         """What the tree holds now: bytes over all its processes, the rest of the daemon's own process."""
@@ -167,7 +175,7 @@ def _main(spec: dict[str, Any]) -> int:
         wire = watch()
     from service import daemon
 
-    observer = _Observer(vars(daemon)["run_cycle"], Path(spec["samples"]), spec["every"])
+    observer = Observer(vars(daemon)["run_cycle"], Path(spec["samples"]), spec["every"])
     vars(daemon)["run_cycle"] = observer.cycle
     lag = None
     if spec["pipe"] is not None:
@@ -177,10 +185,10 @@ def _main(spec: dict[str, Any]) -> int:
         vars(daemon)["LoopLag"] = lambda **_: lag
     code = daemon.run(loaded, nursery)
     end: dict[str, Any] = {
-        "cycle_s": observer.cycle_s,
-        "analysis_s": observer.analysis_s,
-        "garbage_s": observer.garbage_s,
-        "garbage_cpu_s": observer.garbage_cpu_s,
+        "cycle_s": observer.cycle_s.tolist(),
+        "analysis_s": observer.analysis_s.tolist(),
+        "garbage_s": observer.garbage_s.tolist(),
+        "garbage_cpu_s": observer.garbage_cpu_s.tolist(),
     }
     if lag is not None:
         seen = lag.statistics()
@@ -194,6 +202,7 @@ def _main(spec: dict[str, Any]) -> int:
     if wire is not None:
         end["orders"] = wire.as_json()
     observer.write({"end": end})
+    observer.close()
     return code
 
 

@@ -13,7 +13,7 @@ class InstrumentTable:
     """Rules of every symbol. Equal decimals and words are stored once: 650 symbols share a few dozen.
 
     `refresh` updates the table in place, so parts may hold on to it; a symbol whose rules did not change
-    keeps its very record.
+    keeps its very record. Equal numbers are one object, for as long as a symbol listed now has them.
     """
 
     def __init__(self, instruments: Sequence[Instrument] = ()) -> None:
@@ -32,6 +32,8 @@ class InstrumentTable:
                 changed += 1
             fresh[known.symbol] = known
         self._by_symbol = fresh
+        if changed:
+            self._forget_unused()
         return changed
 
     def get(self, symbol: str) -> Instrument | None:
@@ -82,6 +84,11 @@ class InstrumentTable:
         if not reduce_only and quantity * price < rules.min_notional:
             return f"notional {quantity * price} below the minimum {rules.min_notional}"
         return ""
+
+    def _forget_unused(self) -> None:
+        """Rules change for months, and each change may bring a number that was never seen."""
+        used = (getattr(rules, name) for rules in self for name in rules.__struct_fields__)
+        self._decimals = {str(value): value for value in used if isinstance(value, Decimal)}
 
     def _shared(self, instrument: Instrument) -> Instrument:
         values = {name: getattr(instrument, name) for name in instrument.__struct_fields__}

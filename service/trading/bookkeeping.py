@@ -132,6 +132,8 @@ class Bookkeeper:
         if order.status.final and position is None:
             self._books.orders.pop(order.client_order_id, None)
             self._books.filled.pop(order.client_order_id, None)
+        elif order.status.final:
+            self._books.let_go(order)
         waiter = self._books.changed.get(order.client_order_id)
         if waiter is not None:
             waiter.set()
@@ -405,11 +407,7 @@ class Bookkeeper:
     async def _forget(self, position: Position) -> None:
         """A position ended: out of memory, into the archive; what still rests is cancelled."""
         name = position.position_id
-        self._books.positions.pop(name, None)
-        self._books.unconfirmed.discard(name)
-        self._books.begun.discard(name)
-        self._books.entered.pop(name, None)
-        self._books.protected(name)
+        self._books.forget(name)
         if position.entry_price:
             self._books.closed_count += 1
             self._recorder.count("trading.positions_closed")

@@ -16,13 +16,15 @@ from service.errors import DataDirectoryUnusable, StateConflict
 from service.ports import Clock, Recorder, StateStore
 from service.records import Order, OrderPurpose, OrderStatus, Position
 from service.trading.cooldowns import Cooldowns
-from service.trading.orders import LEG_LETTERS, LEG_PURPOSES, client_order_id, is_ours
+from service.trading.orders import LEG_LETTERS, LEG_PURPOSES, client_order_id, is_ours, order_leg
 from service.trading.outbox import Outbox
 from service.trading.positions import is_open
 
 log = structlog.get_logger("trading.books")
 
 ZERO = Decimal(0)
+ATTEMPTS_KEPT = 10
+"""Of one leg of an open position; of what ended without an execution before these the store alone knows."""
 
 
 class Books:
@@ -37,7 +39,7 @@ class Books:
         self._recorder = recorder
         self._restored = False
         self.lock = asyncio.Lock()
-        self.orders: dict[str, Order] = {}  # of open positions, and all that are not final
+        self.orders: dict[str, Order] = {}  # of open positions, as `let_go` leaves them, and all not final
         self.filled: dict[str, Decimal] = {}  # booked per order in `orders`
         self.changed: dict[str, asyncio.Event] = {}  # per order somebody waits for
         self.positions: dict[str, Position] = {}  # not closed, meant to be ones included
@@ -46,6 +48,7 @@ class Books:
         older books may hold one that ended, and another may have been opened on its symbol since."""
         self.begun: set[str] = set()  # of `positions`, begun in this run: all their orders are in `orders`
         self.entered: dict[str, Decimal] = {}  # quantity entered per open position
+        self.gone: dict[str, dict[str, int]] = {}  # per open position and leg: attempts that were let go of
         self.unprotected_since: dict[str, float] = {}  # position to monotonic seconds
         self.foreign: dict[str, str] = {}  # symbol to why; set by reconciliation
         self.quarantined: dict[str, str] = {}  # symbol to why; until the next start
@@ -92,6 +95,7 @@ class Books:
             if order is None:
                 return
             await self._restore_order(order)
+            self.let_go(order)
 
     async def _restore_order(self, order: Order) -> None:
         self.filled[order.client_order_id] = await self.booked(order.client_order_id)
@@ -177,10 +181,10 @@ class Books:
     async def next_id(self, position_id: str, leg: str) -> str:
         """The first client id of a leg that no order has had.
 
-        The orders of an open position are all in memory, so a store that cannot be read is no reason to
-        leave the position without its stop.
+        The orders of an open position are in memory, or counted as let go of, so a store that cannot be read
+        is no reason to leave the position without its stop.
         """
-        attempt = 0
+        attempt = self.gone.get(position_id, {}).get(leg, 0)
         while (name := client_order_id(position_id, leg, attempt)) in self.orders or (
             position_id not in self.begun and await self._stored(name)
         ):
@@ -196,6 +200,42 @@ class Books:
 
     def remember(self, order: Order) -> None:
         self.orders.setdefault(order.client_order_id, order)
+
+    def let_go(self, order: Order) -> None:
+        """One more order of an open position ended: forget the oldest of its leg that executed nothing.
+
+        A stop that trails, or that the venue refuses, has an order every few seconds for as long as the
+        position lives. An order that is asked for again is read from the store.
+        """
+        position, leg = self.positions.get(order.position_id), order_leg(order.client_order_id)
+        if position is None or not leg:
+            return
+        first = last = self.gone.get(order.position_id, {}).get(leg, 0)
+        while client_order_id(order.position_id, leg, last) in self.orders:
+            last += 1
+        while last - first > ATTEMPTS_KEPT:
+            name = client_order_id(order.position_id, leg, first)
+            if not self._done_with(self.orders[name], position):
+                break
+            del self.orders[name]
+            self.filled.pop(name, None)
+            first += 1
+            self.gone.setdefault(order.position_id, {})[leg] = first
+
+    def _done_with(self, order: Order, position: Position) -> bool:
+        name = order.client_order_id
+        in_use = name in (position.stop_order_id, position.target_order_id) or name in self.changed
+        executed = order.filled_quantity or self.filled.get(name)
+        return self.ended(order) and not executed and not in_use and name not in self.unsaved
+
+    def forget(self, position_id: str) -> None:
+        """A position ended. Its orders leave with their own ends."""
+        self.positions.pop(position_id, None)
+        self.unconfirmed.discard(position_id)
+        self.begun.discard(position_id)
+        self.entered.pop(position_id, None)
+        self.gone.pop(position_id, None)
+        self.protected(position_id)
 
     async def save_order(self, order: Order) -> None:
         """Into store, memory and archive. A store that fails never keeps a position from its protection."""

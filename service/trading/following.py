@@ -57,7 +57,7 @@ class ShadowFollower:
     async def _know_funding(self, now_ms: int) -> None:
         try:
             if await self._funding.catch_up(lambda: self._shadows.oldest_ms() or now_ms):
-                self._funding.forget_before(self._shadows.oldest_ms())
+                self._funding.forget_before(self._shadows.oldest_ms() or now_ms)
         except VenueError as error:
             self._recorder.count("shadows.without_funding")
             log.debug("funding not told, shadows wait", reason=str(error))
@@ -78,6 +78,7 @@ class ShadowFollower:
             return
         if not candles:
             self._ended.add(symbol)
+            self._finer.pop(symbol, None)
             return
         known = [candle for candle in candles if candle[0] + CANDLE_MS <= until_ms]
         self._shadows.update(

@@ -38,6 +38,7 @@ _EXIT_LEGS = {
     CloseReason.TARGET: "exit_target",
     CloseReason.EXPIRED: "exit_expired",
 }
+_LEGS = {letter: leg for leg, letter in LEG_LETTERS.items()}
 _EXIT_REASONS = {LEG_LETTERS[leg]: reason for reason, leg in _EXIT_LEGS.items()}
 
 _PROGRESS = {
@@ -128,6 +129,11 @@ def client_order_id(position_id: str, leg: str, attempt: int) -> str:
 def exit_leg(reason: CloseReason) -> str:
     """The leg of an exit at market. Its name tells why it was sent, to whoever books it after a crash."""
     return _EXIT_LEGS.get(reason, "exit")
+
+
+def order_leg(client_id: str) -> str:
+    """The leg that an id of `client_order_id` names; "" for any other id."""
+    return _LEGS.get(client_id.rpartition("-")[2][:1], "") if is_ours(client_id) else ""
 
 
 def exit_reason(client_id: str) -> CloseReason:

@@ -23,6 +23,7 @@ log = structlog.get_logger("trading.outbox")
 OUTBOX_RECORDS = 10_000
 OUTBOX_LIMIT_S = 2.0
 AT_ONCE = 50  # in one transaction
+BACKLOG_SHARE = 4  # one in so many of those the store was not told yet, where that is more
 STREAMS = ("orders", "fills", "adjustments", "positions")
 
 LATEST_MS = 1 << 62
@@ -128,7 +129,9 @@ class Outbox:
             await self._unmarked_more.wait()
             self._unmarked_more.clear()
             while self._unmarked:
-                done, self._unmarked = self._unmarked[:AT_ONCE], self._unmarked[AT_ONCE:]
+                # The store puts this off while it is busy: what then gathers must not do so without end.
+                most = max(AT_ONCE, len(self._unmarked) // BACKLOG_SHARE)
+                done, self._unmarked = self._unmarked[:most], self._unmarked[most:]
                 try:
                     await self._store.archived(done)
                 except (DataDirectoryUnusable, LeaseLost) as error:

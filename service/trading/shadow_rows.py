@@ -31,6 +31,9 @@ _SIDE, _STRATEGY = len(NUMBERS), len(NUMBERS) + 1
 _WIDTH = len(NUMBERS) + 2
 
 
+MOST_STRATEGIES = 100
+"""Beyond these ids are kept as they are: an id may bear a new name in a strategy's place each time."""
+
 _NONE: "array[float]" = array("d")
 
 
@@ -143,12 +146,17 @@ class ShadowRows:
         )
 
     def _strategy(self, shadow: ShadowPosition) -> str | None:
-        """The strategy in the signal's id; None when the ids are not made of the shadow's fields."""
+        """The strategy in the signal's id; None when the ids are kept: not made of the shadow's fields, or
+        those of one strategy too many."""
         signal_id = shadow.signal_id
         end = f":{shadow.symbol}:{shadow.opened_ms}:{shadow.position_side.value}"
-        if signal_id.endswith(end) and shadow.position_id == f"shadow:{signal_id}":
-            return signal_id.removesuffix(end)
-        return None
+        if not signal_id.endswith(end) or shadow.position_id != f"shadow:{signal_id}":
+            return None
+        strategy = signal_id.removesuffix(end)
+        return strategy if self._has_place(strategy) else None
+
+    def _has_place(self, strategy: str) -> bool:
+        return len(self._strategies) < MOST_STRATEGIES or strategy in self._strategies
 
 
 def _numbers(shadow: ShadowPosition) -> tuple[float, ...]:

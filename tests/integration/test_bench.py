@@ -116,6 +116,9 @@ def test_a_soak_reports_slopes_and_draws_them(tmp_path):
     samples = result["details"]["samples"]
     assert [sample["cycle"] for sample in samples] == list(range(1, 13))
     assert found["cycles"] == 12
+    late = [(sample["cycle"], sample["blocks"]) for sample in samples if sample["cycle"] >= 6]
+    assert found["slope of blocks, second half"] == pytest.approx(fit(*zip(*late, strict=True)).slope * 1000)
+    assert "2,000 cycles and more" in result["notes"][0]
     assert samples[-1]["processes"] == 4  # daemon, nursery, two workers; the exchange is not its own
     assert min(samples[-1][name] for name in ("pss_mb", "uss_mb", "objects", "tasks", "fds")) > 0
     image = ElementTree.parse(plot).getroot()

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from service.errors import OrderOutcomeUnknown, OrderRejected, VenueUnavailable
-from service.records import OrderPurpose, OrderStatus, OrderType, RefusalReason
+from service.records import CloseReason, OrderPurpose, OrderStatus, OrderType, RefusalReason
 from service.trading import executor
+from service.trading.books import ATTEMPTS_KEPT
 from service.trading.orders import client_order_id
 from tests.integration.trading_desk import (
     RULES,
@@ -55,6 +56,37 @@ async def test_an_old_stop_that_is_told_again_does_not_take_the_place_of_the_new
     await quiet(desk)
     [current] = desk.executor.positions()
     assert current.stop_order_id == new.client_order_id
+
+
+async def test_stops_that_come_and_go_for_as_long_as_a_position_lives_do_not_gather(tmp_path: Path):
+    venue = Venue()
+    async with desk_at(tmp_path, venue) as desk:
+        position = await opened(desk)
+        for _ in range(60):
+            await replaced(desk)
+        assert len(desk.executor._books.orders) <= 2 * ATTEMPTS_KEPT
+    async with desk_at(tmp_path, venue) as desk:
+        await desk.reconciler.reconcile()
+        assert len(desk.executor._books.orders) <= 2 * ATTEMPTS_KEPT
+        await replaced(desk)
+        names = [request.client_order_id for request in venue.sent]
+        assert len(names) == len(set(names)) > 60
+        first = venue.orders[client_order_id(position.position_id, "stop", 0)]
+        venue.emit(first)  # an old end that is told again
+        await quiet(desk)
+        [current] = desk.executor.positions()
+        await desk.executor.close(current, CloseReason.EXIT)
+        await quiet(desk)
+        assert desk.executor._books.orders == {}
+        assert desk.executor._books.gone == {}
+
+
+async def replaced(desk: Desk) -> None:
+    """The stop is cancelled at the venue, and perpd places another."""
+    [current] = desk.executor.positions()
+    desk.venue.vanish(current.stop_order_id)
+    await quiet(desk)
+    assert len(desk.venue.resting(OrderPurpose.STOP)) == 1
 
 
 async def test_seconds_without_a_stop_are_counted(desk: Desk):

@@ -148,3 +148,34 @@ async def test_a_store_that_cannot_be_told_is_told_with_the_next_record(tmp_path
         run.cancel()
         assert await store.unarchived("positions") == []
         assert archive.of("positions") == [first, second]
+
+
+class Busy:
+    """A store that has always more to do: while it is told of some records, a hundred more come."""
+
+    def __init__(self) -> None:
+        self.outbox: Outbox
+        self.put = self.told = self.most = 0
+        self.done = asyncio.Event()
+
+    async def archived(self, records: list[tuple[str, Record]]) -> None:
+        self.told += len(records)
+        self.most = max(self.most, self.put - self.told)
+        if self.put >= 20_000:
+            self.done.set()
+            return
+        for _ in range(100):
+            self.outbox.put("positions", POSITION)
+        self.put += 100
+        await self.outbox.written()
+
+
+async def test_what_a_busy_store_was_not_told_yet_does_not_gather():
+    store = Busy()
+    store.outbox = outbox = Outbox(Kept(), Recorder(), store)
+    run = asyncio.create_task(outbox.run())
+    outbox.put("positions", POSITION)
+    await store.done.wait()
+    run.cancel()
+    await asyncio.wait({run})
+    assert store.most < 1_000

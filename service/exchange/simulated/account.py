@@ -6,7 +6,7 @@ PnL of any sequence of fills adds up to what was received minus what was paid, e
 """
 
 from decimal import Decimal
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -15,9 +15,19 @@ from service.exchange.simulated.orders import JSON, AlgoOrder, Income, Order, Tr
 
 ZERO = Decimal(0)
 HISTORY_LENGTH = 1_000
+"""Of one kind and symbol."""
+ACCOUNT_HISTORY_LENGTH = 2_000
+"""Of one kind and all symbols: a paper account lives in the daemon, and each save writes all of it."""
 """Finished orders, trades and income rows kept, per symbol."""
 DEFAULT_LEVERAGE = 20
-Item = TypeVar("Item")
+
+
+class _Dated(Protocol):
+    @property
+    def at_ms(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=_Dated)
 
 
 class Position(msgspec.Struct, kw_only=True, eq=False):
@@ -139,11 +149,16 @@ def position_key(symbol: str, side: str) -> str:
 
 
 def keep(histories: dict[str, list[Item]], symbol: str, item: Item) -> None:
-    """Append to a symbol's history and forget what is older than its length."""
+    """Append to a symbol's history; forget what is beyond its length, and the oldest beyond the account's."""
     history = histories.setdefault(symbol, [])
     history.append(item)
     if len(history) > HISTORY_LENGTH:
         del history[: len(history) - HISTORY_LENGTH]
+    for _ in range(sum(map(len, histories.values())) - ACCOUNT_HISTORY_LENGTH):
+        oldest = min(histories, key=lambda name: histories[name][0].at_ms)
+        del histories[oldest][0]
+        if not histories[oldest]:
+            del histories[oldest]
 
 
 def shown(price: Decimal) -> Decimal:

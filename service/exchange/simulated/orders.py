@@ -46,6 +46,11 @@ class Order(msgspec.Struct, kw_only=True, eq=False):
     updated_ms: int = 0
 
     @property
+    def at_ms(self) -> int:
+        """When it became what it is."""
+        return self.updated_ms
+
+    @property
     def buy(self) -> bool:
         return self.side == "BUY"
 
@@ -96,6 +101,11 @@ class AlgoOrder(msgspec.Struct, kw_only=True, eq=False):
     created_ms: int = 0
     updated_ms: int = 0
     triggered_ms: int = 0
+
+    @property
+    def at_ms(self) -> int:
+        """When it became what it is."""
+        return self.updated_ms
 
     @property
     def buy(self) -> bool:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.market.instruments import InstrumentTable, on_grid
+from service.monitor.sizes import held_bytes
 from service.records import Instrument
 
 PAYLOADS = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "payloads"
@@ -82,6 +83,14 @@ def test_what_the_venue_would_refuse_is_said_in_words(quantity, price, options, 
     problem = table.order_problem("BTCUSDT", Decimal(quantity), Decimal(price), **options)
     assert words in problem
     assert bool(problem) is bool(words)
+
+
+def test_numbers_that_no_rule_has_any_more_are_forgotten():
+    table = InstrumentTable([instrument()])
+    empty = held_bytes(table)
+    for price in range(1_000_000, 1_002_000):
+        table.refresh([instrument(max_price=Decimal(price))])
+    assert held_bytes(table) < empty + 1_000
 
 
 def test_a_refresh_keeps_what_did_not_change_and_forgets_what_is_gone():

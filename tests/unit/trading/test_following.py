@@ -20,9 +20,12 @@ class World:
         self.candles: list[tuple] | Exception = []
         self.minutes: list[tuple] | Exception = []
         self.minutes_asked = 0
+        self.candles_asked = 0
+        self.gone_when_minutes_are_read = False
         self.funding: list[FundingRate] | Exception = []
 
     async def candles_since(self, symbol: str, since_ms: int) -> list[tuple]:
+        self.candles_asked += 1
         if isinstance(self.candles, Exception):
             raise self.candles
         return [row for row in self.candles if row[0] >= since_ms][:1_500]
@@ -35,6 +38,8 @@ class World:
     async def _minutes(self, symbol: str, timeframe: str, *, limit: int, start_ms: int | None = None):
         assert (timeframe, limit) == ("1m", 5)
         self.minutes_asked += 1
+        if self.gone_when_minutes_are_read:
+            self.candles = []
         if isinstance(self.minutes, Exception):
             raise self.minutes
         return self.minutes
@@ -66,9 +71,8 @@ class Following:
         self.clock = ManualClock(OPENED_MS)
         self.book = ShadowBook(store, self.kept, self.kept, fee_fraction=0.0, life_hours=96, max_shadows=10)
         market = Market(self.world)
-        self.follower = ShadowFollower(
-            self.book, self.world, market, FundingHistory(market, self.clock), self.kept
-        )
+        self.funding = FundingHistory(market, self.clock)
+        self.follower = ShadowFollower(self.book, self.world, market, self.funding, self.kept)
         self.open("s1", OPENED_MS)
 
     def open(self, name: str, at_ms: int) -> None:
@@ -191,3 +195,32 @@ async def test_a_delisted_symbols_shadow_ends_without_an_outcome(following: Foll
     assert following.kept.records == []
     await following.cycle(97 * HOURS)
     assert [o.close_reason for o in following.kept.records] == ["no_candles"]
+
+
+async def test_funding_is_forgotten_when_nothing_is_followed_any_more(following: Following):
+    world = following.world
+    world.candles = [candle(0, 100, 102.5, 99.5, 102)]
+    await following.cycle(1)
+    assert following.book.open_count == 0
+    world.funding = [
+        FundingRate(symbol="AUSDT", at_ms=hour * HOUR_MS, rate=0.001, mark_price=100.0)
+        for hour in range(13, 513)
+    ]
+    for hour in range(1, 500):
+        await following.cycle(hour * 12)
+    assert len(following.funding.of("AUSDT")) <= 1
+
+
+async def test_minutes_of_a_symbol_without_candles_since_are_let_go(following: Following):
+    """It would be asked for its candles in each cycle for ever."""
+    world = following.world
+    world.candles = [candle(0, 100, 102.5, 98.5, 101)]
+    world.minutes = [(OPENED_MS, 100.0, 102.5, 99.5, 102.0, 1.0)]
+    world.gone_when_minutes_are_read = True
+    await following.cycle(1)
+    world.candles_asked = 0
+    following.book.expire(OPENED_MS + 200 * HOUR_MS, ["AUSDT"])
+    assert following.book.open_count == 0
+    for later in range(2, 5):
+        await following.cycle(later)
+    assert world.candles_asked == 0

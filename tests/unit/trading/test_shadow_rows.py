@@ -116,6 +116,19 @@ def test_a_step_that_fails_changes_nothing() -> None:
     assert len(rows) == 3
 
 
+def test_names_in_a_strategys_place_that_never_come_again_leave_with_their_shadows() -> None:
+    rows = ShadowRows()
+    for number in range(3_000):
+        made = [shadow(opened_ms=300_000 * number, strategy=f"{number}/{part}") for part in "ab"]
+        for one in made:
+            rows.add(one)
+            assert rows.holds(one)
+        assert rows.of("AUSDT") == made
+        rows.change("AUSDT", lambda one: msgspec.structs.replace(one, closed_ms=1))
+        assert not any(rows.holds(one) for one in made)
+    assert held_bytes(rows) < 20_000
+
+
 def test_a_full_book_takes_a_tenth_of_a_kilobyte_a_shadow() -> None:
     rows = ShadowRows()
     for number in range(20_000):

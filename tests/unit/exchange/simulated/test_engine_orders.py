@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.exchange.simulated.account import ACCOUNT_HISTORY_LENGTH, HISTORY_LENGTH, Account
 from service.exchange.simulated.engine import Assumptions, Engine
 from service.exchange.simulated.faults import VenueFault
+from service.exchange.simulated.orders import Income
 from service.records import Bracket
 from tests.samples import instrument
 
@@ -403,3 +405,31 @@ def test_client_order_ids_are_accepted_exactly_when_they_match_the_venue_pattern
     else:
         with pytest.raises(VenueFault):
             limit(venue, "BUY", "1", "99", newClientOrderId=client_id)
+
+
+def test_an_account_keeps_its_newest_history_over_all_symbols():
+    account = Account(key="a")
+    for number in range(3 * ACCOUNT_HISTORY_LENGTH):
+        account.record_income(
+            Income(
+                tran_id=number,
+                kind="COMMISSION",
+                symbol=f"S{number % 700}" if number else "",
+                amount=D(1),
+                trade_id="",
+                at_ms=number,
+            )
+        )
+    kept = sorted(income.tran_id for incomes in account.incomes.values() for income in incomes)
+    assert kept == list(range(2 * ACCOUNT_HISTORY_LENGTH, 3 * ACCOUNT_HISTORY_LENGTH))
+    assert "" not in account.incomes
+
+
+def test_orders_and_trades_of_a_long_run_do_not_gather():
+    venue = engine(deposit="1000000")
+    for _ in range(ACCOUNT_HISTORY_LENGTH // 3):
+        order(venue, "BUY", "1")
+        order(venue, "SELL", "1")
+    [saved] = venue.state()["accounts"].values()
+    assert len(saved["trades"][SYMBOL]) == len(saved["finished_orders"][SYMBOL]) == HISTORY_LENGTH
+    assert sum(map(len, saved["incomes"].values())) == HISTORY_LENGTH + 1  # and the deposit
