@@ -40,7 +40,7 @@ def rows(directory: Path, sql: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in answer.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=17)
 @pytest.mark.skipif(not RECORDED.is_dir(), reason=f"no recorded candles at {RECORDED}")
 def test_labels_of_a_replayed_day_are_joined_one_to_one(perpd, tmp_path: Path):
     run = perpd(
