@@ -98,7 +98,7 @@ def test_in_90_mb_a_leak_in_the_daemon_is_drained_for_before_the_kernel_kills(li
     assert all("of the limit in use" in line["reason"] for line in run.lines if line["message"] in TOLD)
     assert run.summary["exit_reason"] == "memory critical"
     assert run.summary["equity"] == pytest.approx(run.summary["exchange_equity"], abs=0.01)
-    assert not run.at_level("error")
+    assert run.failure["rule"] == "memory"
     assert kills(group) == 0
 
 
