@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Test processes beside one another: most of the time goes by in waiting for real processes.
+TESTERS ?= 4
 LOCK := --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate --quiet
 
 .PHONY: run test lint lock clean
@@ -11,8 +13,8 @@ LOCK := --universal --python-version 3.11 --generate-hashes --no-header --no-emi
 run: $(VENV)/.run ## run the daemon; pass arguments with ARGS="--cycles 10"
 	@exec $(BIN)/perpd run $(ARGS)
 
-test: $(VENV)/.test ## run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test ## run the whole test suite; ARGS="-n 0 -k words" runs some of it in one process
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test ## style, imports and strict types
 	$(BIN)/ruff check service tests

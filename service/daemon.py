@@ -396,6 +396,10 @@ class OpenDaemon:
             raise BadQuestion("the daemon is still starting, ask again")
         return await answer_by_hand(self.kill, question)
 
+    def _memory_critical(self) -> bool:
+        """It stays so when the drain has freed memory: what restarts for it must know why."""
+        return self.guard.level is Level.CRITICAL or self.stop.reason == MEMORY_CRITICAL
+
     async def _trade_on(
         self, candles: CandleStore, analyzer: ParallelAnalyzer, summary: RunSummary, started: asyncio.Event
     ) -> None:
@@ -425,7 +429,7 @@ class OpenDaemon:
             Surroundings(
                 stale_fraction=lambda: self.stale_fraction,
                 clock_moved_ms=lambda: clock.moved_ms if isinstance(clock, WallClock) else 0.0,
-                memory_critical=lambda: self.guard.level is Level.CRITICAL,
+                memory_critical=self._memory_critical,
             ),
         )
         await kill.open()

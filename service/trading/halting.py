@@ -115,11 +115,13 @@ class KillSwitch:
 
     @asynccontextmanager
     async def running(self, executor: Executor) -> AsyncIterator[None]:
-        """Look and obey while the block runs."""
+        """Look and obey while the block runs; critical memory ends it sooner than the next look comes."""
         async with asyncio.TaskGroup() as tasks:
             loop = tasks.create_task(self._run(executor), name="trading.killswitch")
             try:
                 yield
+                if self._surroundings.memory_critical():
+                    await self.look(executor)
             finally:
                 loop.cancel()
 

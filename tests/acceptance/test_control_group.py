@@ -65,7 +65,7 @@ def kills(group) -> int:
     return 0 if group is None else group.kills
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=90)
 def test_200_symbols_run_500_cycles_in_120_mb(limited) -> None:
     run, group = limited(120, "--cycles", "500", speed=1_200)
     assert run.finish(300) == 0
@@ -78,7 +78,7 @@ def test_200_symbols_run_500_cycles_in_120_mb(limited) -> None:
     assert kills(group) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=10)
 def test_in_90_mb_the_levels_come_in_order_and_what_is_given_back_keeps_it_alive(limited) -> None:
     run, group = limited(90, "--cycles", "60", speed=2_400)
     assert run.finish(200) in (0, EXIT_RESTART)
@@ -88,7 +88,7 @@ def test_in_90_mb_the_levels_come_in_order_and_what_is_given_back_keeps_it_alive
     assert kills(group) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=11)
 def test_in_90_mb_a_leak_in_the_daemon_is_drained_for_before_the_kernel_kills(limited) -> None:
     leak = strategy("Leaking", kb_a_symbol=6)
     often = {"PERPD_MONITOR__SAMPLE_S": "1"}  # as the market is faster
@@ -98,7 +98,7 @@ def test_in_90_mb_a_leak_in_the_daemon_is_drained_for_before_the_kernel_kills(li
     assert all("of the limit in use" in line["reason"] for line in run.lines if line["message"] in TOLD)
     assert run.summary["exit_reason"] == "memory critical"
     assert run.summary["equity"] == pytest.approx(run.summary["exchange_equity"], abs=0.01)
-    assert not run.at_level("error")
+    assert run.failure["rule"] == "memory"
     assert kills(group) == 0
 
 
@@ -111,7 +111,7 @@ def test_a_group_below_what_start_up_needs_is_refused_with_the_figure(perpd, con
     assert kills(group) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=7)
 def test_workers_that_leak_50_mb_a_batch_are_recycled_and_the_budget_is_held(limited) -> None:
     leak = strategy("Leaking", kb_a_symbol=50 * 1024 / 8)  # 8 symbols a batch with 2 workers
     every = {"PERPD_MONITOR__SAMPLE_S": "0.1"}
@@ -127,7 +127,7 @@ def test_workers_that_leak_50_mb_a_batch_are_recycled_and_the_budget_is_held(lim
     assert kills(group) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=6)
 def test_a_worker_killed_by_the_kernel_for_memory_costs_no_symbol_and_not_the_daemon(
     perpd, control_groups
 ) -> None:

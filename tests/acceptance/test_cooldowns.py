@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from service.records import Position
 from tests.acceptance.test_run import archived
@@ -21,6 +22,7 @@ def positions(directory: Path) -> list[Position]:
     return [msgspec.json.decode(payload, type=Position) for (payload,) in rows]
 
 
+@pytest.mark.slow(about_s=14)
 def test_no_entry_follows_a_stop_on_its_symbol_within_the_hour_over_a_restart(perpd, tmp_path):
     refused = 0
     for _ in range(2):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT.parent / "shared" / "data" / "candles" / "BINANCE_USDM_2025-10"
 SPAN = ("--from", "2025-10-10T12:00", "--until", "2025-10-11T12:00")
 # The outcomes of a day must lie within it, or its last hours, the test set, would hold next to nothing.
-SHADOW_HOURS = "4"
+SHADOW_HOURS = "2"
 
 
 def asked(directory: Path, *arguments: str) -> str:
@@ -40,7 +40,7 @@ def rows(directory: Path, sql: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in answer.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=28)
 @pytest.mark.skipif(not RECORDED.is_dir(), reason=f"no recorded candles at {RECORDED}")
 def test_labels_of_a_replayed_day_are_joined_one_to_one(perpd, tmp_path: Path):
     run = perpd(
@@ -52,7 +52,7 @@ def test_labels_of_a_replayed_day_are_joined_one_to_one(perpd, tmp_path: Path):
             "--symbols",
             "12",
             "--speed",
-            "7200",
+            "3600",
             "--data-dir",
             "data",
         ),

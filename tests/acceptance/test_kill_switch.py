@@ -5,6 +5,8 @@ import signal
 import urllib.request
 from typing import Any
 
+import pytest
+
 SMALL = ("--symbols", "60", "--speed", "120", "--data-dir", "data")
 TOKEN = "t0ken"
 
@@ -20,6 +22,7 @@ def asked(port: int, action: str, reason: str) -> dict[str, Any]:
         return json.load(answer)
 
 
+@pytest.mark.slow(about_s=11)
 def test_flatten_closes_all_stays_over_a_restart_and_is_resumed_with_a_reason(perpd):
     daemon = perpd("run", *SMALL, PERPD_API_TOKEN=TOKEN)
     daemon.read_until("serving health, readiness and metrics")

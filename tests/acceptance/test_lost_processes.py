@@ -3,6 +3,7 @@
 import signal
 
 import psutil
+import pytest
 
 
 def children_named(run, name: str) -> list[psutil.Process]:
@@ -37,6 +38,7 @@ def test_no_process_outlives_a_killed_daemon(perpd):
     assert not alive
 
 
+@pytest.mark.slow(about_s=10)
 def test_a_lost_exchange_ends_the_run_with_a_clear_message(perpd, tmp_path):
     run = perpd("run", "--symbols", "20", "--speed", "120", "--data-dir", "data")
     run.read_until("cycle")

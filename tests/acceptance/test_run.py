@@ -166,6 +166,7 @@ def test_a_market_that_cannot_be_opened_does_not_claim_the_data_directory(perpd,
     assert again.finish() == 0
 
 
+@pytest.mark.slow(about_s=32)
 @pytest.mark.skipif(not REPLAY.is_dir(), reason="the recorded candles are not beside this checkout")
 def test_a_replay_lives_through_the_crash_of_2025_10_10(perpd, tmp_path):
     span = ("--from", "2025-10-10T20:30", "--until", "2025-10-10T22:30")

@@ -225,6 +225,7 @@ def test_a_wrong_password_is_refused_at_once(perpd, postgres):
     assert "hunter22" not in json.dumps(run.lines)
 
 
+@pytest.mark.slow(about_s=10)
 def test_a_database_restarted_under_load_pauses_entries_and_never_ends_the_daemon(perpd, own_postgres):
     own_postgres.start()
     environment = {"DATABASE_URL": own_postgres.url, "PERPD_SIM__SEED": "14", "PERPD_RUN__LEASE_S": "60"}

@@ -447,6 +447,17 @@ async def test_clock_and_memory_are_asked_of_their_owners(tmp_path: Path):
         assert trip.rule is Rule.MEMORY
 
 
+async def test_a_run_that_ends_for_critical_memory_is_latched_however_soon_it_ends(tmp_path: Path):
+    critical = False
+    async with halting_at(tmp_path, Venue(), memory_critical=lambda: critical) as halted:
+        async with halted.kill.running(halted.desk.executor):
+            while halted.kill._losses_of == (-1, -1):  # noqa: ASYNC110  until the first look was taken
+                await asyncio.sleep(0.001)
+            critical = True
+        [trip] = (await read_switch(halted.desk.store, 1)).trips
+    assert trip.rule is Rule.MEMORY
+
+
 async def test_a_full_disk_delays_the_latch_and_not_the_effect(halted: Halted, monkeypatch):
     monkeypatch.setattr(halted.desk.store, "set_value", full_disk)
     await by_hand(halted, "no_entries")

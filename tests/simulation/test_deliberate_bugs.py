@@ -86,6 +86,7 @@ def test_sending_before_the_id_is_durable_is_found(monkeypatch: pytest.MonkeyPat
     assert found("before it was written down")
 
 
+@pytest.mark.slow(about_s=18)
 def test_forgetting_cooldowns_at_a_restart_is_found(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Cooldowns, "restore", lambda self, kept, now_ms: None)
     assert found("within its symbol's cooldown")

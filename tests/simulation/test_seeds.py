@@ -59,6 +59,7 @@ def test_without_faults_nothing_is_violated_and_trades_are_made():
     assert result.totals["positions"] > 0
 
 
+@pytest.mark.slow(about_s=20)
 def test_fifty_seeds_violate_nothing():
     """Each has a storm of faults and crashes and the calm that follows it."""
     results = [run_seed(seed, 0.75) for seed in range(1, 51)]
