@@ -90,7 +90,7 @@ def marked_name(directory: Path) -> str:
 def _unusable(directory: Path, error: OSError) -> DataDirectoryUnusable:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return DataDirectoryUnusable(
-            f"data directory {directory}: a file is in its place; name another with --data-dir"
+            f"data directory {directory}: a file is in its place or above it; name another with --data-dir"
         )
     return DataDirectoryUnusable(
         f"data directory {directory}: {error.strerror}; free some space, change its permissions, "
