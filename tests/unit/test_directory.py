@@ -29,7 +29,9 @@ def test_a_directory_is_made_and_locked(tmp_path):
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(DataDirectoryUnusable, match=r"file/data: a file is in its place or above it.*--data-dir"),
+        pytest.raises(
+            DataDirectoryUnusable, match=r"file/data: a file is in its place or above it.*--data-dir"
+        ),
         data_directory(settings_for(tmp_path / "file" / "data")),
     ):
         pass
