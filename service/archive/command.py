@@ -45,26 +45,31 @@ def add_arguments(parser: argparse.ArgumentParser, add_run_flags: AddFlags) -> N
     tail.add_argument("--stream", action="append", default=[], metavar="S", help="only this; may be repeated")
     words = "FIELD OP VALUE with = != > < >= <= ~ (contains); may be repeated"
     tail.add_argument("--where", action="append", default=[], metavar="COND", help=words)
-    tail.add_argument("-n", "--lines", type=_count, default=10, metavar="N", help="of each stream, first")
+    tail.add_argument(
+        "-n", "--lines", type=_at_least(0), default=10, metavar="N", help="of each stream, first"
+    )
     tail.add_argument("--no-follow", action="store_true", help="end after these")
     compact = add("compact", "turn finished segments into Parquet", _compact)
     compact.add_argument("--all", action="store_true", help="the newest segments too; no daemon may run")
-    compact.add_argument("--memory-mb", type=_positive, default=128, metavar="MB")
+    compact.add_argument("--memory-mb", type=_at_least(1), default=128, metavar="MB")
     prune = add("prune", "remove what archive.keep_days and archive.keep_mb no longer keep", _prune)
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
     _add_torture(names)
 
 
-def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"is {number}, allowed is 0 or more")
-    return number
+def _at_least(least: int) -> Callable[[str], int]:
+    """A flag's whole number."""
 
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"is {text}, allowed is {least} or more")
+        return number
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"is {number}, allowed is 1 or more")
-    return number
+    return read
 
 
 def _add_output(parser: argparse.ArgumentParser, format: str) -> None:
@@ -74,14 +79,16 @@ def _add_output(parser: argparse.ArgumentParser, format: str) -> None:
     parser.set_defaults(format_without_suffix=format)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there")
     parser.add_argument(
-        "--memory-mb", type=_positive, default=256, metavar="MB", help="for the whole process"
+        "--memory-mb", type=_at_least(1), default=256, metavar="MB", help="for the whole process"
     )
 
 
 def _add_torture(names: Names) -> None:
     words = "kill a process that records under load, N times; prints what was lost or duplicated"
     torture = names.add_parser("torture", help=words, description=words)
-    torture.add_argument("--kills", type=_positive, default=500, metavar="N", help="how often (default 500)")
+    torture.add_argument(
+        "--kills", type=_at_least(1), default=500, metavar="N", help="how often (default 500)"
+    )
     torture.add_argument("--daemon", action="store_true", help="kill `perpd run` on a simulated exchange")
     torture.add_argument("--seed", type=int, default=1, metavar="N", help="of the moments (default 1)")
     torture.add_argument("--directory", type=Path, metavar="DIR", help="on the disk to use")

@@ -39,7 +39,7 @@ _EXIT_LEGS = {
     CloseReason.EXPIRED: "exit_expired",
 }
 _LEGS = {letter: leg for leg, letter in LEG_LETTERS.items()}
-_EXIT_REASONS = {LEG_LETTERS[leg]: reason for reason, leg in _EXIT_LEGS.items()}
+_EXIT_REASONS = {leg: reason for reason, leg in _EXIT_LEGS.items()}
 
 _PROGRESS = {
     OrderStatus.INTENDED: 0,
@@ -138,8 +138,7 @@ def order_leg(client_id: str) -> str:
 
 def exit_reason(client_id: str) -> CloseReason:
     """Why we sent an exit, by its name."""
-    letter = client_id.rpartition("-")[2][:1]
-    return _EXIT_REASONS.get(letter, CloseReason.EXIT)
+    return _EXIT_REASONS.get(order_leg(client_id), CloseReason.EXIT)
 
 
 def is_ours(client_id: str) -> bool:

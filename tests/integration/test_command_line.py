@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["archive", "query", "SELECT 1", "--memory-mb", "-5"], 64, "is -5, allowed is 1 or more"),
         (["archive", "compact", "--memory-mb", "0"], 64, "is 0, allowed is 1 or more"),
         (["archive", "tail", "-n", "-3"], 64, "is -3, allowed is 0 or more"),
+        (["archive", "tail", "-n", "ten"], 64, "is ten, allowed is 0 or more"),
         (["archive", "torture", "--kills", "0"], 64, "is 0, allowed is 1 or more"),
     ],
 )

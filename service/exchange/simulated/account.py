@@ -15,10 +15,9 @@ from service.exchange.simulated.orders import JSON, AlgoOrder, Income, Order, Tr
 
 ZERO = Decimal(0)
 HISTORY_LENGTH = 1_000
-"""Of one kind and symbol."""
+"""Finished orders, trades or income rows that are kept of one symbol."""
 ACCOUNT_HISTORY_LENGTH = 2_000
 """Of one kind and all symbols: a paper account lives in the daemon, and each save writes all of it."""
-"""Finished orders, trades and income rows kept, per symbol."""
 DEFAULT_LEVERAGE = 20
 
 

@@ -20,6 +20,7 @@ from service.trading.orders import (
     exit_reason,
     is_ours,
     new_order,
+    order_leg,
     step,
 )
 
@@ -273,7 +274,12 @@ def test_client_ids_fit_the_venue_whatever_the_symbol_is_written_in(position_id,
     name = client_order_id(position_id, leg, attempt)
     assert re.fullmatch(r"[.A-Z:/a-z0-9_-]{1,36}", name)
     assert is_ours(name)
+    assert order_leg(name) == leg
     assert name == client_order_id(position_id, leg, attempt)
+
+
+def test_an_id_that_is_not_ours_names_no_leg():
+    assert [order_leg(name) for name in ("", "x-1-s00", "pp-", "autoclose-17", "pp-ff-q00")] == [""] * 5
 
 
 def test_client_ids_differ_by_position_leg_and_attempt():
